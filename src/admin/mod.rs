@@ -1,0 +1,1 @@
+//! /metrics, /livez, /readyz over HTTP.

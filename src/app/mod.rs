@@ -1,0 +1,1 @@
+//! Wiring: configuration to running agent; the demo.

@@ -1,0 +1,1 @@
+//! larder.v1, the operator's gRPC API.

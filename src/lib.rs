@@ -1,0 +1,17 @@
+//! larder: an image cache for Kubernetes nodes.
+//!
+//! One library, one multi-call binary. The rooms below know each other in one direction only;
+//! `tests/it/tidy.rs` pins the matrix and `ARCHITECTURE.md` explains it.
+
+pub mod admin;
+pub mod app;
+pub mod cache;
+pub mod cli;
+pub mod control;
+pub mod cri;
+pub mod erofs;
+pub mod image;
+pub mod lifecycle;
+pub mod registry;
+pub mod store;
+pub mod telemetry;

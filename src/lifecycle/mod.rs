@@ -1,0 +1,1 @@
+//! Tracked tasks, signals, readiness.

@@ -1,0 +1,3 @@
+//! One integration binary: each further one would cost a link of the whole dependency tree.
+
+mod support;

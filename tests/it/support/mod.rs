@@ -1,0 +1,1 @@
+//! Fakes at the process edges, and builders.
