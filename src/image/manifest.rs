@@ -58,7 +58,9 @@ pub enum ManifestError {
     #[error("the manifest is malformed: {0}")]
     Malformed(String),
     /// Docker schema 1.
-    #[error("the image has a Docker schema 1 manifest, which is obsolete; push it again with a current docker, or convert it with skopeo copy --format oci")]
+    #[error(
+        "the image has a Docker schema 1 manifest, which is obsolete; push it again with a current docker, or convert it with skopeo copy --format oci"
+    )]
     Schema1,
     /// A document type that is not an image.
     #[error("media type {0:?} is not an image manifest or index")]

@@ -16,13 +16,19 @@ pub struct Platform {
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub variant: String,
     /// Such as `10.0.14393.1066`; empty where it does not matter.
-    #[serde(default, rename = "os.version", skip_serializing_if = "String::is_empty")]
+    #[serde(
+        default,
+        rename = "os.version",
+        skip_serializing_if = "String::is_empty"
+    )]
     pub os_version: String,
 }
 
 /// Why a string is no platform.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not a platform: {reason}; write os/architecture[/variant], such as linux/arm64/v8")]
+#[error(
+    "{text:?} is not a platform: {reason}; write os/architecture[/variant], such as linux/arm64/v8"
+)]
 pub struct PlatformError {
     /// What was given, shortened.
     pub text: String,
