@@ -141,9 +141,9 @@ fn fill(
 fn explain(declared: Compression, actual: Compression, error: &io::Error) -> String {
     let word = word(actual);
     let cause = if error.kind() == io::ErrorKind::UnexpectedEof {
-        format!("the {word} data is truncated")
+        format!("the {word} data is truncated, or there is garbage after it")
     } else {
-        format!("bad {word} data, or garbage after it: {error}")
+        format!("bad {word} data, or there is garbage after it: {error}")
     };
     if declared == actual {
         cause
@@ -313,3 +313,6 @@ impl Read for BlobReader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
