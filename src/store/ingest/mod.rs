@@ -75,7 +75,9 @@ impl Store {
                     path: self.root().to_path_buf(),
                     source,
                 })?;
-            let consumed = consumer.run(filled, back, &suspicious);
+            let consumed = consumer.run(&filled, &back, &suspicious);
+            // What the decode stage notices where it goes on.
+            drop((filled, back));
             let decoded = decoder
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -191,15 +193,15 @@ impl Consumer<'_, '_> {
     /// Takes buffers until the decode stage ends or something is wrong with the tar.
     fn run(
         &mut self,
-        filled: Receiver<Vec<u8>>,
-        back: Sender<Vec<u8>>,
+        filled: &Receiver<Vec<u8>>,
+        back: &Sender<Vec<u8>>,
         suspicious: &AtomicBool,
     ) -> Result<(), Fault> {
         for _ in 0..codec::BUFFERS {
             // Cannot fail before the decode stage ends; then the loop below ends too.
             let _ = back.send(Vec::new());
         }
-        for buffer in &filled {
+        for buffer in filled {
             self.hasher.update(&buffer);
             if let Err(fault) = self.parser.push(&buffer, self.sink) {
                 // Set before the channels close, which is what the decode stage waits for.

@@ -68,7 +68,7 @@ impl TreeBuilder {
     }
 
     /// Puts an entry of any kind but a hard link in its place. Returns its inode, `None` where it brings none.
-    pub(crate) fn insert(&mut self, entry: Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
+    pub(crate) fn insert(&mut self, entry: &Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
         let path = CleanPath::new(&entry.path, self.max_path)?;
         if is_bookkeeping(&path) {
             return Ok(None);
@@ -78,7 +78,7 @@ impl TreeBuilder {
                 return Err(bad(&entry.path, "the root must be a directory"));
             }
             let xattrs = self.kept_xattrs(&entry.path, &entry.xattrs)?;
-            self.set_metadata(ROOT, &entry, xattrs);
+            self.set_metadata(ROOT, entry, xattrs);
             return Ok(Some(ROOT));
         };
         let parent = self.parent(parent, name, &entry.path)?;
@@ -99,7 +99,7 @@ impl TreeBuilder {
             if Some(old) == self.whiteout {
                 opaque = true;
             } else if matches!(kind, Kind::Directory(_)) && self.is_directory(old) {
-                self.set_metadata(old, &entry, xattrs);
+                self.set_metadata(old, entry, xattrs);
                 return Ok(Some(old));
             }
         }
