@@ -1,4 +1,5 @@
 //! Layers through a real store: what goes in comes out, bit for bit, or is refused and leaves nothing.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeMap;
 use std::io::{Cursor, Read, Write};
@@ -224,6 +225,14 @@ fn populate(dir: &Path) {
     sparse.write_all_at(b"start", 0).unwrap();
     sparse.write_all_at(&noise(5, 70_000), 10_000_003).unwrap();
     sparse.write_all_at(b"end", (40 << 20) - 3).unwrap();
+    std::fs::File::create(dir.join("holes"))
+        .unwrap()
+        .set_len(1 << 20)
+        .unwrap();
+    std::fs::File::create(dir.join("tiny-hole"))
+        .unwrap()
+        .set_len(700)
+        .unwrap();
     let xattr = |name: &str, attr: &str, value: &[u8]| {
         let _ = rustix::fs::lsetxattr(dir.join(name), attr, value, rustix::fs::XattrFlags::empty());
     };

@@ -324,6 +324,9 @@ impl Sink for LayerSink<'_> {
             Body::Small(entry, content) => {
                 let len = u32::try_from(content.len()).unwrap_or(u32::MAX);
                 let inode = self.tree.insert(&entry, Kind::Inline(content.into()))?;
+                self.counters
+                    .written
+                    .fetch_add(u64::from(len), Ordering::Relaxed);
                 if let (Some(inode), 1..) = (inode, len) {
                     let number = u32::try_from(self.smalls.len()).unwrap_or(u32::MAX);
                     self.smalls.push(inode);

@@ -17,7 +17,7 @@ use std::io::{BufWriter, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
-use codec::{Decoded, Exchange};
+use codec::Exchange;
 use fault::Fault;
 use layer::{Finished, LayerSink};
 use tar::{Bounds, Parser};
@@ -83,28 +83,15 @@ impl Store {
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, Error>((decoded, consumed))
         })?;
-        let diff_id = match (decoded?, consumed) {
-            (_, Err(fault)) => return Err(self.explain(source, fault)),
-            (Decoded::Stopped, Ok(())) => {
-                return Err(Error::Invalid("the ingest was stopped".to_owned()));
-            }
-            (Decoded::Whole, Ok(())) => consumer.finish(),
-        };
-        let diff_id = diff_id.map_err(|fault| self.explain(source, fault))?;
+        let codec::Decoded { whole, actual } = decoded?;
+        if consumed.is_ok() && !whole {
+            return Err(Error::Invalid("the ingest stopped by itself".to_owned()));
+        }
+        let diff_id = consumed
+            .and_then(|()| consumer.finish())
+            .map_err(|fault| explain(source, actual, fault))?;
         let finished = sink.finish().map_err(|fault| fault.of(&source.blob))?;
         self.keep(source, diff_id, finished, lease)
-    }
-
-    /// The error of a tar that was refused. Where the blob is not what it was declared as, that is likely why.
-    fn explain(&self, source: &LayerSource, fault: Fault) -> Error {
-        match fault {
-            Fault::Bad(cause) if source.compression != Compression::None => Fault::Bad(format!(
-                "{cause} (declared as {})",
-                codec::word(source.compression)
-            )),
-            fault => fault,
-        }
-        .of(&source.blob)
     }
 
     /// Writes the EROFS image of a layer and commits it.
@@ -180,6 +167,20 @@ impl Store {
             source,
         }
     }
+}
+
+/// The error of a tar that was refused. Where the blob is not what it was declared as, that is likely why.
+fn explain(source: &LayerSource, actual: Compression, fault: Fault) -> Error {
+    let fault = match fault {
+        Fault::Bad(cause) if actual != source.compression => {
+            let (actual, declared) = (codec::word(actual), codec::word(source.compression));
+            Fault::Bad(format!(
+                "{cause} (declared as {declared}, read as {actual})"
+            ))
+        }
+        fault => fault,
+    };
+    fault.of(&source.blob)
 }
 
 /// The consume stage.

@@ -10,6 +10,7 @@
 //!   brings: beside a directory of that name it makes the directory opaque, beside another file it means nothing.
 //! - Extended attributes `trusted.overlay.*` of the tar are dropped: they would be orders to overlayfs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::fault::{Fault, show};
@@ -410,22 +411,26 @@ pub(crate) fn too_many(limit: u64) -> Fault {
 }
 
 /// A walk through directories that keeps where it came from, for `..`.
-struct Walk {
+struct Walk<'a> {
     /// Directories from the root down, each with the length of its name.
     stack: Vec<(InodeId, usize)>,
     /// Components to come, last first.
-    todo: Vec<Box<[u8]>>,
+    todo: Vec<Cow<'a, [u8]>>,
     steps: usize,
     hops: usize,
     /// Bytes of the path so far, a slash after each component.
     len: usize,
 }
 
-impl Walk {
-    fn new(parts: &[&[u8]]) -> Self {
+impl<'a> Walk<'a> {
+    fn new(parts: &[&'a [u8]]) -> Self {
         Walk {
             stack: Vec::new(),
-            todo: parts.iter().rev().map(|&part| part.into()).collect(),
+            todo: parts
+                .iter()
+                .rev()
+                .map(|&part| Cow::Borrowed(part))
+                .collect(),
             steps: 0,
             hops: 0,
             len: 0,
@@ -460,7 +465,7 @@ impl Walk {
             parts
                 .rev()
                 .filter(|part| !matches!(*part, b"" | b"."))
-                .map(Box::from),
+                .map(|part| Cow::Owned(part.to_vec())),
         );
         self.hops <= MAX_HOPS && self.todo.len() <= MAX_STEPS
     }
