@@ -119,3 +119,23 @@ pub(super) fn chain_id<'a>(mut layers: impl Iterator<Item = &'a DiffId>) -> Dige
         Digest::sha256(format!("{chain} {layer}").as_bytes())
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chain_ids_follow_the_specification() {
+        let a = DiffId(Digest::sha256(b"a"));
+        let b = DiffId(Digest::sha256(b"b"));
+        let c = DiffId(Digest::sha256(b"c"));
+        assert_eq!(chain_id([&a].into_iter()), a.0);
+        let ab = Digest::sha256(format!("{a} {b}").as_bytes());
+        assert_eq!(chain_id([&a, &b].into_iter()), ab);
+        assert_eq!(
+            chain_id([&a, &b, &c].into_iter()),
+            Digest::sha256(format!("{ab} {c}").as_bytes())
+        );
+        assert_eq!(chain_id([].into_iter()), Digest::sha256(b""));
+    }
+}

@@ -50,3 +50,27 @@ pub(super) fn user_text(user: Option<&User>) -> String {
         None => String::new(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_number_or_a_name_without_its_group() {
+        let table = [
+            ("", None),
+            ("0", Some(User::Uid(0))),
+            ("1002", Some(User::Uid(1002))),
+            ("1003:users", Some(User::Uid(1003))),
+            ("www-data", Some(User::Name("www-data".into()))),
+            ("www-data:www-data", Some(User::Name("www-data".into()))),
+            (":group", None),
+        ];
+        for (text, want) in table {
+            assert_eq!(user(text), want, "{text}");
+        }
+        for want in [None, Some(User::Uid(7)), Some(User::Name("root".into()))] {
+            assert_eq!(user(&user_text(want.as_ref())), want);
+        }
+    }
+}

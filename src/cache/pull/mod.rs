@@ -31,8 +31,18 @@ pub(super) struct Key {
     reference: String,
     platform: Platform,
     /// Hash of the credentials: two callers share a registry's answer only if they showed it the same.
-    credentials: [u8; 32],
+    credentials: Fingerprint,
     plain_http: bool,
+}
+
+/// Hash of credentials. Not printed: a weak password could be guessed from it.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Fingerprint([u8; 32]);
+
+impl std::fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[fingerprint]")
+    }
 }
 
 impl Key {
@@ -46,7 +56,7 @@ impl Key {
     }
 }
 
-fn fingerprint(credentials: &Credentials) -> [u8; 32] {
+fn fingerprint(credentials: &Credentials) -> Fingerprint {
     let (kind, first, second) = match credentials {
         Credentials::Anonymous => (0u8, "", ""),
         Credentials::Basic { username, password } => (1, username.as_str(), password.0.as_str()),
@@ -58,7 +68,7 @@ fn fingerprint(credentials: &Credentials) -> [u8; 32] {
     hasher.update(&(first.len() as u64).to_le_bytes());
     hasher.update(first.as_bytes());
     hasher.update(second.as_bytes());
-    *hasher.finalize().as_bytes()
+    Fingerprint(*hasher.finalize().as_bytes())
 }
 
 type Outcome = Result<Pulled, Arc<Error>>;
@@ -238,7 +248,7 @@ async fn fly(
         Err(error) => {
             board.phase(Phase::Failed);
             tracing::warn!(reference, %error, kind = error.kind().as_str(), seconds = took.as_secs_f64(), "pull failed");
-            if error.is_transient() {
+            if error.is_transient() && board.holds_layers() {
                 inner.parked.park(landing.key.clone(), lease);
             }
         }
@@ -279,4 +289,37 @@ fn remove(flights: &mut HashMap<Key, Arc<Flight>>, key: &Key, flight: &Arc<Fligh
 
 fn lock(flights: &Flights) -> MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
     flights.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Secret;
+
+    #[test]
+    fn different_credentials_have_different_fingerprints() {
+        let basic = |username: &str, password: &str| Credentials::Basic {
+            username: username.into(),
+            password: Secret::from(password.to_owned()),
+        };
+        let all = [
+            Credentials::Anonymous,
+            basic("", ""),
+            basic("a", "bc"),
+            basic("ab", "c"),
+            basic("ab", "d"),
+            Credentials::Identity(Secret::from("ab".to_owned())),
+            Credentials::Bearer(Secret::from("ab".to_owned())),
+        ];
+        for (at, one) in all.iter().enumerate() {
+            for (other_at, other) in all.iter().enumerate() {
+                assert_eq!(
+                    fingerprint(one) == fingerprint(other),
+                    at == other_at,
+                    "{at} {other_at}"
+                );
+            }
+        }
+        assert!(!format!("{:?}", fingerprint(&basic("a", "b"))).contains(char::is_numeric));
+    }
 }

@@ -113,3 +113,62 @@ impl Read for Drain {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read_all(mut drain: Drain) -> std::thread::JoinHandle<io::Result<Vec<u8>>> {
+        std::thread::spawn(move || {
+            let mut out = Vec::new();
+            drain.read_to_end(&mut out).map(|_| out)
+        })
+    }
+
+    #[tokio::test]
+    async fn bytes_arrive_in_order_whatever_the_size_of_the_pieces() {
+        let (feed, drain) = pipe();
+        let reader = read_all(drain);
+        let mut sent = Vec::new();
+        for (n, size) in [1usize, 0, 1023, 1024, 1025, 3 << 20, 7]
+            .into_iter()
+            .enumerate()
+        {
+            let piece = vec![u8::try_from(n).unwrap(); size];
+            sent.extend_from_slice(&piece);
+            assert!(feed.send(Bytes::from(piece)).await);
+        }
+        feed.end().await;
+        assert!(reader.join().unwrap().unwrap() == sent);
+    }
+
+    #[tokio::test]
+    async fn without_an_end_a_read_fails() {
+        let (feed, drain) = pipe();
+        assert!(feed.send(Bytes::from_static(b"part")).await);
+        drop(feed);
+        assert!(read_all(drain).join().unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_sender_learns_that_the_reader_is_gone_even_while_it_waits_for_room() {
+        let (feed, drain) = pipe();
+        let sending = tokio::spawn(async move { feed.send(Bytes::from(vec![0; 64 << 20])).await });
+        tokio::task::yield_now().await;
+        drop(drain);
+        assert!(!sending.await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn no_more_than_the_room_is_ever_in_flight() {
+        let (feed, drain) = pipe();
+        let mut sending = Box::pin(feed.send(Bytes::from(vec![0; 64 << 20])));
+        tokio::select! {
+            biased;
+            _ = &mut sending => panic!("64 MiB went into the pipe with nobody reading"),
+            () = std::future::ready(()) => {}
+        }
+        let queued: usize = drain.from.len() * MAX_PIECE;
+        assert!(queued <= ROOM as usize * UNIT, "{queued}");
+    }
+}

@@ -223,3 +223,193 @@ impl Plan {
             .map(|slot| (&slot.descriptor, matches!(slot.state, State::Present(_))))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(n: u64) -> Digest {
+        format!("sha256:{n:064x}").parse().unwrap()
+    }
+
+    fn diff(n: u64) -> DiffId {
+        DiffId(digest(1000 + n))
+    }
+
+    fn descriptor(n: u64, size: u64) -> Descriptor {
+        Descriptor {
+            media_type: "application/vnd.oci.image.layer.v1.tar+gzip".into(),
+            digest: digest(n),
+            size,
+            platform: None,
+            annotations: Default::default(),
+        }
+    }
+
+    fn manifest(layers: &[(u64, u64)]) -> Manifest {
+        Manifest {
+            config: descriptor(999, 10),
+            layers: layers
+                .iter()
+                .map(|(n, size)| descriptor(*n, *size))
+                .collect(),
+            annotations: Default::default(),
+        }
+    }
+
+    fn queued(plan: &Plan) -> Vec<u64> {
+        let number = |fetch: Fetch| {
+            u64::from_str_radix(fetch.descriptor.digest.hex().trim_start_matches('0'), 16).unwrap()
+        };
+        plan.queued().into_iter().map(number).collect()
+    }
+
+    fn nothing(_: &Digest) -> Option<DiffId> {
+        None
+    }
+
+    #[test]
+    fn an_empty_store_fetches_at_once_and_the_largest_first() {
+        let plan = Plan::new(
+            &manifest(&[(1, 5), (2, 50), (3, 20), (4, 50)]),
+            nothing,
+            true,
+        )
+        .unwrap();
+        assert_eq!(queued(&plan), [2, 4, 3, 1]);
+    }
+
+    #[test]
+    fn otherwise_unknown_blobs_wait_for_the_config() {
+        let known = |blob: &Digest| (*blob == digest(1)).then(|| diff(1));
+        let mut plan = Plan::new(&manifest(&[(1, 5), (2, 50), (3, 20)]), known, false).unwrap();
+        assert!(!plan.has_queued());
+        plan.config(&[diff(1), diff(2), diff(3)], |id| *id == diff(2))
+            .unwrap();
+        assert_eq!(queued(&plan), [3]);
+        plan.started(&digest(3));
+        assert!(!plan.has_queued() && plan.complete().is_none());
+        plan.landed(&digest(3), &diff(3)).unwrap();
+        assert_eq!(plan.complete(), Some(&[diff(1), diff(2), diff(3)][..]));
+    }
+
+    #[test]
+    fn a_known_image_has_nothing_to_fetch() {
+        let mut plan = Plan::new(&manifest(&[(1, 5), (2, 6)]), nothing, false).unwrap();
+        plan.config(&[diff(1), diff(2)], |_| true).unwrap();
+        assert!(plan.complete().is_some() && !plan.has_queued());
+    }
+
+    #[test]
+    fn no_layers_are_complete_with_the_config() {
+        let mut plan = Plan::new(&manifest(&[]), nothing, true).unwrap();
+        assert_eq!(plan.complete(), None);
+        plan.config(&[], |_| false).unwrap();
+        assert_eq!(plan.complete(), Some(&[][..]));
+    }
+
+    #[test]
+    fn the_counts_of_layers_and_diff_ids_must_agree() {
+        let mut plan = Plan::new(&manifest(&[(1, 5)]), nothing, true).unwrap();
+        assert_eq!(
+            plan.config(&[], |_| false),
+            Err(Fault::Count {
+                manifest: 1,
+                config: 0
+            })
+        );
+        assert_eq!(
+            plan.config(&[diff(1), diff(2)], |_| false),
+            Err(Fault::Count {
+                manifest: 1,
+                config: 2
+            })
+        );
+    }
+
+    #[test]
+    fn the_same_blob_twice_is_fetched_once() {
+        for fresh in [true, false] {
+            let mut plan = Plan::new(&manifest(&[(1, 5), (2, 9), (1, 5)]), nothing, fresh).unwrap();
+            plan.config(&[diff(1), diff(2), diff(1)], |_| false)
+                .unwrap();
+            assert_eq!(queued(&plan), [2, 1], "fresh {fresh}");
+            for n in [1, 2] {
+                plan.started(&digest(n));
+                plan.landed(&digest(n), &diff(n)).unwrap();
+            }
+            assert!(plan.complete().is_some());
+        }
+    }
+
+    #[test]
+    fn the_same_blob_cannot_have_two_diff_ids() {
+        let mut plan = Plan::new(&manifest(&[(1, 5), (1, 5)]), nothing, false).unwrap();
+        let fault = plan.config(&[diff(1), diff(2)], |_| false);
+        assert_eq!(
+            fault,
+            Err(Fault::Mismatch {
+                blob: digest(1),
+                expected: diff(2),
+                found: diff(1)
+            })
+        );
+    }
+
+    #[test]
+    fn the_same_layer_under_two_digests_is_fetched_once() {
+        let mut plan = Plan::new(&manifest(&[(1, 5), (2, 9)]), nothing, false).unwrap();
+        plan.config(&[diff(7), diff(7)], |_| false).unwrap();
+        assert_eq!(queued(&plan), [1]);
+        plan.started(&digest(1));
+        plan.landed(&digest(1), &diff(7)).unwrap();
+        assert!(plan.complete().is_some());
+    }
+
+    #[test]
+    fn a_layer_that_is_not_what_the_config_says_is_named() {
+        // The layer came first.
+        let mut plan = Plan::new(&manifest(&[(1, 5)]), nothing, true).unwrap();
+        plan.started(&digest(1));
+        plan.landed(&digest(1), &diff(8)).unwrap();
+        let fault = Fault::Mismatch {
+            blob: digest(1),
+            expected: diff(1),
+            found: diff(8),
+        };
+        assert_eq!(plan.config(&[diff(1)], |_| false), Err(fault.clone()));
+        // The config came first.
+        let mut plan = Plan::new(&manifest(&[(1, 5)]), nothing, true).unwrap();
+        plan.config(&[diff(1)], |_| false).unwrap();
+        plan.started(&digest(1));
+        assert_eq!(plan.landed(&digest(1), &diff(8)), Err(fault));
+        // The blob was known.
+        let mut plan = Plan::new(&manifest(&[(1, 5)]), |_| Some(diff(8)), false).unwrap();
+        assert!(plan.config(&[diff(1)], |_| true).is_err());
+    }
+
+    #[test]
+    fn the_config_spares_what_is_queued_but_not_what_is_started() {
+        let mut plan = Plan::new(&manifest(&[(1, 5), (2, 9)]), nothing, true).unwrap();
+        plan.started(&digest(2));
+        plan.config(&[diff(1), diff(2)], |_| true).unwrap();
+        assert!(!plan.has_queued() && plan.complete().is_none());
+        plan.landed(&digest(2), &diff(2)).unwrap();
+        assert!(plan.complete().is_some());
+    }
+
+    #[test]
+    fn what_came_to_nothing_is_queued_again() {
+        let mut plan = Plan::new(&manifest(&[(1, 5)]), nothing, true).unwrap();
+        plan.started(&digest(1));
+        plan.requeue(&digest(1));
+        assert_eq!(queued(&plan), [1]);
+    }
+
+    #[test]
+    fn an_unknown_kind_of_layer_is_refused_before_anything_is_fetched() {
+        let mut manifest = manifest(&[(1, 5)]);
+        manifest.layers[0].media_type = "application/vnd.example.chart".into();
+        assert!(Plan::new(&manifest, nothing, true).is_err());
+    }
+}

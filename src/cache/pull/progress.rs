@@ -68,6 +68,11 @@ impl Board {
         }
     }
 
+    /// True once a layer is in the store.
+    pub(super) fn holds_layers(&self) -> bool {
+        self.state.layers.iter().any(|layer| layer.done)
+    }
+
     /// All layers of a complete image.
     pub(super) fn present(&mut self, layers: impl Iterator<Item = (Digest, u64)>) {
         self.downloads.clear();
