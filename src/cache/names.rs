@@ -253,7 +253,10 @@ mod tests {
         let digested = format!("docker.io/library/busybox@sha256:{HEX}");
         let latest = "docker.io/library/busybox:latest".to_owned();
         assert_eq!(names("busybox"), [latest.clone(), digested.clone()]);
-        assert_eq!(names(&format!("busybox@sha256:{HEX}")), [digested.clone()]);
+        assert_eq!(
+            names(&format!("busybox@sha256:{HEX}")),
+            std::slice::from_ref(&digested)
+        );
         assert_eq!(
             names(&format!("busybox:latest@sha256:{HEX}")),
             [latest, digested]

@@ -74,14 +74,15 @@ impl Documents<'_> {
                 return Err(self.image(format!("indexes are nested deeper than {MAX_DEPTH}")));
             }
             match index.candidates(platform) {
-                // The best one on top of the stack.
                 Ok(candidates) => {
-                    stack.extend(candidates.into_iter().rev().map(|descriptor| Item {
+                    // The best one on top of the stack.
+                    let items = candidates.into_iter().rev().map(|descriptor| Item {
                         digest: descriptor.digest.clone(),
                         media_type: descriptor.media_type.clone(),
                         platform_known: descriptor.platform.is_some(),
                         above: blobs.clone(),
-                    }))
+                    });
+                    stack.extend(items);
                 }
                 Err(error @ ManifestError::NoPlatform { .. }) => refused = Some(error),
                 Err(error) => return Err(self.refused(&error)),
