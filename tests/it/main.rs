@@ -1,3 +1,4 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
+mod erofs;
 mod support;
