@@ -85,7 +85,8 @@ impl Documents<'_> {
                 return Err(self.image(format!("indexes are nested deeper than {MAX_DEPTH}")));
             }
             match index.candidates(platform) {
-                Ok(candidates) => {
+                Ok(mut candidates) => {
+                    candidates.truncate(MAX_DOCUMENTS);
                     // The best one on top of the stack.
                     let items = candidates.into_iter().rev().map(|descriptor| Item {
                         digest: descriptor.digest.clone(),
