@@ -49,7 +49,12 @@ pub fn zstd(tar: &[u8]) -> BuiltLayer {
 }
 
 pub fn layer(tar: &[u8], blob: Vec<u8>, media_type: &'static str) -> BuiltLayer {
-    BuiltLayer { diff_id: digest(tar), digest: digest(&blob), blob, media_type }
+    BuiltLayer {
+        diff_id: digest(tar),
+        digest: digest(&blob),
+        blob,
+        media_type,
+    }
 }
 
 /// Bytes that do not compress, the same for the same seed.
@@ -90,7 +95,11 @@ impl BuiltImage {
                 "mediaType": layer.media_type, "digest": layer.digest, "size": layer.blob.len()
             })).collect::<Vec<_>>(),
         });
-        BuiltImage { layers: layers.to_vec(), config, manifest: serde_json::to_vec(&manifest).unwrap() }
+        BuiltImage {
+            layers: layers.to_vec(),
+            config,
+            manifest: serde_json::to_vec(&manifest).unwrap(),
+        }
     }
 
     pub fn id(&self) -> String {
@@ -119,12 +128,14 @@ pub fn index(entries: &[(&str, &[u8], &str)]) -> Vec<u8> {
     let manifests: Vec<Value> = entries
         .iter()
         .map(|(platform, bytes, media_type)| {
-            let mut entry = json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() });
+            let mut entry =
+                json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() });
             if let Some((os, architecture)) = platform.split_once('/') {
                 entry["platform"] = json!({ "os": os, "architecture": architecture });
             }
             entry
         })
         .collect();
-    serde_json::to_vec(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })).unwrap()
+    serde_json::to_vec(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }))
+        .unwrap()
 }
