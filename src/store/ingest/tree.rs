@@ -10,6 +10,7 @@
 //!   brings: beside a directory of that name it makes the directory opaque, beside another file it means nothing.
 //! - Extended attributes `trusted.overlay.*` of the tar are dropped: they would be orders to overlayfs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::fault::{Fault, show};
@@ -31,6 +32,8 @@ const MAX_STEPS: usize = 8192;
 const MAX_METADATA: u64 = 256 << 20;
 /// Value of an extended attribute, as Linux has it.
 const MAX_XATTR_VALUE: usize = 65535;
+/// Full name of an extended attribute, as Linux has it.
+const MAX_XATTR_NAME: usize = 255;
 /// Extended attributes of one file together, in bytes.
 const MAX_XATTRS: usize = 128 << 10;
 
@@ -66,7 +69,7 @@ impl TreeBuilder {
     }
 
     /// Puts an entry of any kind but a hard link in its place. Returns its inode, `None` where it brings none.
-    pub(crate) fn insert(&mut self, entry: Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
+    pub(crate) fn insert(&mut self, entry: &Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
         let path = CleanPath::new(&entry.path, self.max_path)?;
         if is_bookkeeping(&path) {
             return Ok(None);
@@ -76,7 +79,7 @@ impl TreeBuilder {
                 return Err(bad(&entry.path, "the root must be a directory"));
             }
             let xattrs = self.kept_xattrs(&entry.path, &entry.xattrs)?;
-            self.set_metadata(ROOT, &entry, xattrs);
+            self.set_metadata(ROOT, entry, xattrs);
             return Ok(Some(ROOT));
         };
         let parent = self.parent(parent, name, &entry.path)?;
@@ -97,7 +100,7 @@ impl TreeBuilder {
             if Some(old) == self.whiteout {
                 opaque = true;
             } else if matches!(kind, Kind::Directory(_)) && self.is_directory(old) {
-                self.set_metadata(old, &entry, xattrs);
+                self.set_metadata(old, entry, xattrs);
                 return Ok(Some(old));
             }
         }
@@ -367,16 +370,10 @@ impl TreeBuilder {
     }
 }
 
+/// Attributes that Linux and EROFS can hold and that are no orders to overlayfs.
 fn is_kept_xattr(name: &[u8]) -> bool {
-    const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    if ACLS.contains(&name) {
-        return true;
-    }
-    let space = [&b"user."[..], b"trusted.", b"security."]
-        .into_iter()
-        .find(|space| name.starts_with(space));
-    space.is_some_and(|space| name.len() > space.len())
-        && name.len() <= 255
+    crate::erofs::xattr_is_storable(name, 0)
+        && name.len() <= MAX_XATTR_NAME
         && !name.contains(&0)
         && !name.starts_with(b"trusted.overlay.")
 }
@@ -414,22 +411,26 @@ pub(crate) fn too_many(limit: u64) -> Fault {
 }
 
 /// A walk through directories that keeps where it came from, for `..`.
-struct Walk {
+struct Walk<'a> {
     /// Directories from the root down, each with the length of its name.
     stack: Vec<(InodeId, usize)>,
     /// Components to come, last first.
-    todo: Vec<Box<[u8]>>,
+    todo: Vec<Cow<'a, [u8]>>,
     steps: usize,
     hops: usize,
     /// Bytes of the path so far, a slash after each component.
     len: usize,
 }
 
-impl Walk {
-    fn new(parts: &[&[u8]]) -> Self {
+impl<'a> Walk<'a> {
+    fn new(parts: &[&'a [u8]]) -> Self {
         Walk {
             stack: Vec::new(),
-            todo: parts.iter().rev().map(|&part| part.into()).collect(),
+            todo: parts
+                .iter()
+                .rev()
+                .map(|&part| Cow::Borrowed(part))
+                .collect(),
             steps: 0,
             hops: 0,
             len: 0,
@@ -464,7 +465,7 @@ impl Walk {
             parts
                 .rev()
                 .filter(|part| !matches!(*part, b"" | b"."))
-                .map(Box::from),
+                .map(|part| Cow::Owned(part.to_vec())),
         );
         self.hops <= MAX_HOPS && self.todo.len() <= MAX_STEPS
     }
