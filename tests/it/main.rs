@@ -2,4 +2,5 @@
 
 mod erofs;
 mod pull;
+mod ingest;
 mod support;

@@ -24,11 +24,11 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How the decode stage ended when nothing was wrong with the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decoded {
-    /// Everything was handed over; digest and size are right.
-    Whole,
-    /// The consume stage went away first.
-    Stopped,
+pub(super) struct Decoded {
+    /// Everything was handed over; digest and size are right. Else the consume stage went away first.
+    pub(super) whole: bool,
+    /// What the blob really is.
+    pub(super) actual: Compression,
 }
 
 /// What the two stages share.
@@ -53,12 +53,11 @@ pub(super) fn decode(
     let mut blob = BlobReader::new(source, from, counters);
     let result = inflate(&mut blob, source, limits, counters, exchange);
     match result {
-        Ok(Decoded::Whole) => blob.finish().map(|()| Decoded::Whole),
-        Ok(Decoded::Stopped) => {
-            if exchange.suspicious.load(Ordering::Acquire) {
+        Ok(decoded) => {
+            if decoded.whole || exchange.suspicious.load(Ordering::Acquire) {
                 blob.finish()?;
             }
-            Ok(Decoded::Stopped)
+            Ok(decoded)
         }
         // Wrong bytes rarely inflate: say so only where they are the right bytes.
         Err(fault @ Fault::Bad(_)) => blob.finish().and(Err(fault.of(&source.blob))),
@@ -87,9 +86,10 @@ fn inflate(
     };
     let mut decoder = Decoder::new(actual, head)?;
     let mut inflated = 0_u64;
+    let ended = |whole| Ok(Decoded { whole, actual });
     loop {
         let Ok(mut buffer) = exchange.used.recv() else {
-            return Ok(Decoded::Stopped);
+            return ended(false);
         };
         buffer.resize(BUFFER, 0);
         let (len, end) = fill(&mut buffer, |room| decoder.read(room))
@@ -113,10 +113,10 @@ fn inflate(
             });
         }
         if exchange.full.send(buffer).is_err() {
-            return Ok(Decoded::Stopped);
+            return ended(false);
         }
         if end {
-            return Ok(Decoded::Whole);
+            return ended(true);
         }
     }
 }
@@ -141,9 +141,9 @@ fn fill(
 fn explain(declared: Compression, actual: Compression, error: &io::Error) -> String {
     let word = word(actual);
     let cause = if error.kind() == io::ErrorKind::UnexpectedEof {
-        format!("the {word} data is truncated")
+        format!("the {word} data is truncated, or there is garbage after it")
     } else {
-        format!("bad {word} data, or garbage after it: {error}")
+        format!("bad {word} data, or there is garbage after it: {error}")
     };
     if declared == actual {
         cause
@@ -287,7 +287,7 @@ impl<'a> BlobReader<'a> {
 
 impl Read for BlobReader<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let left = (self.source.size + 1).saturating_sub(self.read);
+        let left = self.source.size.saturating_add(1).saturating_sub(self.read);
         if self.ended || self.failed.is_some() || left == 0 || room.is_empty() {
             return Ok(0);
         }
@@ -313,3 +313,6 @@ impl Read for BlobReader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

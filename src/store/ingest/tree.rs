@@ -10,6 +10,7 @@
 //!   brings: beside a directory of that name it makes the directory opaque, beside another file it means nothing.
 //! - Extended attributes `trusted.overlay.*` of the tar are dropped: they would be orders to overlayfs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::fault::{Fault, show};
@@ -68,7 +69,7 @@ impl TreeBuilder {
     }
 
     /// Puts an entry of any kind but a hard link in its place. Returns its inode, `None` where it brings none.
-    pub(crate) fn insert(&mut self, entry: Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
+    pub(crate) fn insert(&mut self, entry: &Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
         let path = CleanPath::new(&entry.path, self.max_path)?;
         if is_bookkeeping(&path) {
             return Ok(None);
@@ -78,7 +79,7 @@ impl TreeBuilder {
                 return Err(bad(&entry.path, "the root must be a directory"));
             }
             let xattrs = self.kept_xattrs(&entry.path, &entry.xattrs)?;
-            self.set_metadata(ROOT, &entry, xattrs);
+            self.set_metadata(ROOT, entry, xattrs);
             return Ok(Some(ROOT));
         };
         let parent = self.parent(parent, name, &entry.path)?;
@@ -99,7 +100,7 @@ impl TreeBuilder {
             if Some(old) == self.whiteout {
                 opaque = true;
             } else if matches!(kind, Kind::Directory(_)) && self.is_directory(old) {
-                self.set_metadata(old, &entry, xattrs);
+                self.set_metadata(old, entry, xattrs);
                 return Ok(Some(old));
             }
         }
@@ -410,22 +411,26 @@ pub(crate) fn too_many(limit: u64) -> Fault {
 }
 
 /// A walk through directories that keeps where it came from, for `..`.
-struct Walk {
+struct Walk<'a> {
     /// Directories from the root down, each with the length of its name.
     stack: Vec<(InodeId, usize)>,
     /// Components to come, last first.
-    todo: Vec<Box<[u8]>>,
+    todo: Vec<Cow<'a, [u8]>>,
     steps: usize,
     hops: usize,
     /// Bytes of the path so far, a slash after each component.
     len: usize,
 }
 
-impl Walk {
-    fn new(parts: &[&[u8]]) -> Self {
+impl<'a> Walk<'a> {
+    fn new(parts: &[&'a [u8]]) -> Self {
         Walk {
             stack: Vec::new(),
-            todo: parts.iter().rev().map(|&part| part.into()).collect(),
+            todo: parts
+                .iter()
+                .rev()
+                .map(|&part| Cow::Borrowed(part))
+                .collect(),
             steps: 0,
             hops: 0,
             len: 0,
@@ -460,7 +465,7 @@ impl Walk {
             parts
                 .rev()
                 .filter(|part| !matches!(*part, b"" | b"."))
-                .map(Box::from),
+                .map(|part| Cow::Owned(part.to_vec())),
         );
         self.hops <= MAX_HOPS && self.todo.len() <= MAX_STEPS
     }
