@@ -1,6 +1,6 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod erofs;
-mod pull;
 mod ingest;
+mod pull;
 mod support;

@@ -317,7 +317,7 @@ async fn pulls_at_once_fetch_each_blob_once() {
         two.layers[1].blob.len() as u64
     );
     let wanted = [&one, &two]
-        .iter()
+        .into_iter()
         .flat_map(|image| [image.id(), image.layers[1].digest.clone()]);
     assert_eq!(
         blobs_of(&hub.take_log()),

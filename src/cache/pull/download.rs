@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::cache::Error;
 use crate::cache::leases::HeldLease;
 use crate::cache::threads::Threads;
-use crate::image::Digest;
+use crate::image::{DiffId, Digest};
 use crate::registry::{self, Repository};
 use crate::store::{self, Layer, LayerCounters, Store};
 
@@ -110,6 +110,15 @@ pub(super) struct Ticket {
     pub(super) download: Arc<Download>,
 }
 
+/// What became of a wish to download.
+pub(super) enum Begun {
+    Started(Ticket),
+    /// Somebody was quicker.
+    Joined(Ticket),
+    /// Somebody was quicker and is through.
+    Present(DiffId),
+}
+
 impl Ticket {
     pub(super) async fn wait(self) -> (Digest, Arc<Download>, Outcome) {
         let mut outcome = self.download.outcome.clone();
@@ -173,18 +182,23 @@ impl Downloads {
         })
     }
 
-    /// Starts a download, or joins it if somebody was quicker. `slot` is held until the layer is ingested.
-    /// The flag tells whether it was joined.
+    /// Starts a download, unless somebody was quicker. `here` tells whether the layer is in the store by now; it is
+    /// asked under the table's lock, since a download leaves the table only after its layer is stored.
+    /// `slot` is held until the layer is ingested.
     pub(super) fn start(
         &self,
         repository: &Repository,
         fetch: Fetch,
         slot: OwnedSemaphorePermit,
-    ) -> (Ticket, bool) {
+        here: impl FnOnce() -> Option<DiffId>,
+    ) -> Begun {
         let blob = fetch.descriptor.digest.clone();
         let mut table = lock(&self.table);
         if let Some(ticket) = self.join_in(&mut table, &blob) {
-            return (ticket, true);
+            return Begun::Joined(ticket);
+        }
+        if let Some(diff_id) = here() {
+            return Begun::Present(diff_id);
         }
         let (publish, outcome) = watch::channel(None);
         let download = Arc::new(Download {
@@ -228,7 +242,7 @@ impl Downloads {
             // Nobody left to tell is fine.
             let _ = publish.send(Some(result.map(Arc::new).map_err(Arc::new)));
         }));
-        (ticket, false)
+        Begun::Started(ticket)
     }
 }
 

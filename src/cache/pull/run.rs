@@ -21,6 +21,7 @@ use crate::registry::{self, Access, Credentials, Repository, Resolved};
 use crate::store::{Image, ImageCommit, ImageRecord, LayerRef, Lease, Name};
 
 use super::documents::{self, Documents, Selected};
+use super::download::Begun;
 use super::plan::{Fault, Plan};
 use super::progress::{Board, INTERVAL};
 
@@ -218,7 +219,8 @@ impl Run<'_> {
                 .layer_of_blob(blob, &self.lease)
                 .map(|layer| layer.diff_id)
         };
-        let mut plan = Plan::new(&selected.manifest, known, fresh)
+        let have = |diff_id: &DiffId| store.layer(diff_id, &self.lease).is_some();
+        let mut plan = Plan::new(&selected.manifest, &known, fresh)
             .map_err(|error| self.image(error.to_string()))?;
         board.plan(&plan);
         board.phase(Phase::Fetching);
@@ -267,8 +269,7 @@ impl Run<'_> {
                 bytes = &mut config_json, if config.is_none() => {
                     let bytes = bytes?;
                     let parsed = self.read_config(selected, &bytes)?;
-                    let have = |diff_id: &DiffId| store.layer(diff_id, &self.lease).is_some();
-                    plan.config(&parsed.diff_ids, have).map_err(|fault| self.fault(fault))?;
+                    plan.config(&parsed.diff_ids, &have).map_err(|fault| self.fault(fault))?;
                     config = Some((parsed, bytes));
                     board.plan(&plan);
                     board.sample();
@@ -278,12 +279,21 @@ impl Run<'_> {
                     let Ok(slot) = slot else { return Err(self.cancelled()) };
                     let Some(fetch) = plan.queued().into_iter().next() else { continue };
                     let blob = fetch.descriptor.digest.clone();
-                    let (ticket, shared) = inner.downloads.start(documents.repository, fetch, slot);
-                    plan.started(&blob);
-                    let source = if shared { LayerSource::Shared } else { LayerSource::Registry };
-                    if shared {
+                    let expected = plan.expected(&blob).cloned();
+                    let here = || known(&blob).or_else(|| expected.filter(|diff_id| have(diff_id)));
+                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, here) {
+                        Begun::Started(ticket) => (ticket, LayerSource::Registry),
+                        Begun::Joined(ticket) => (ticket, LayerSource::Shared),
+                        Begun::Present(diff_id) => {
+                            plan.landed(&blob, &diff_id).map_err(|fault| self.fault(fault))?;
+                            board.plan(&plan);
+                            continue;
+                        }
+                    };
+                    if source == LayerSource::Shared {
                         joined.insert(blob.clone());
                     }
+                    plan.started(&blob);
                     board.started(&blob, source, &ticket.download);
                     board.sample();
                     running.push(ticket.wait());
