@@ -25,6 +25,9 @@ pub(super) use download::Downloads;
 use progress::Board;
 use run::Run;
 
+/// How long a failed pull waits for its downloads to take back what they wrote.
+const WIND_DOWN: Duration = Duration::from_secs(2);
+
 /// What makes two requests the same: they share one pull.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
@@ -227,6 +230,19 @@ async fn fly(
         () = abandoned(landing) => Err(Error::Cancelled { reference: reference.clone() }),
     };
 
+    // Whoever learns of the outcome finds nothing of a failed pull, and nothing that holds back the space of an image
+    // removed at once.
+    let parked = outcome.as_ref().is_err_and(Error::is_transient) && board.holds_layers();
+    if outcome.is_err() {
+        // A stuck disk must not keep the caller: what is left then goes by itself, later.
+        let _ = tokio::time::timeout(WIND_DOWN, board.wound_down()).await;
+    }
+    if parked {
+        inner.parked.park(landing.key.clone(), lease);
+    } else {
+        lease.release().await;
+    }
+
     let took = begun.elapsed();
     inner.metrics.pull_ended(
         outcome.as_ref().map(|pulled| pulled.fetched_bytes == 0),
@@ -247,10 +263,13 @@ async fn fly(
         }
         Err(error) => {
             board.phase(Phase::Failed);
-            tracing::warn!(reference, %error, kind = error.kind().as_str(), seconds = took.as_secs_f64(), "pull failed");
-            if error.is_transient() && board.holds_layers() {
-                inner.parked.park(landing.key.clone(), lease);
-            }
+            tracing::warn!(
+                reference,
+                %error,
+                kind = error.kind().as_str(),
+                seconds = took.as_secs_f64(),
+                "pull failed"
+            );
         }
     }
     outcome

@@ -238,7 +238,7 @@ impl Run<'_> {
         loop {
             for fetch in plan.queued() {
                 let blob = fetch.descriptor.digest;
-                if let Some(ticket) = inner.downloads.join(&blob) {
+                if let Some(ticket) = inner.downloads.join(&blob, &self.lease) {
                     plan.started(&blob);
                     board.started(&blob, LayerSource::Shared, &ticket.download);
                     joined.insert(blob);
@@ -281,7 +281,7 @@ impl Run<'_> {
                     let blob = fetch.descriptor.digest.clone();
                     let expected = plan.expected(&blob).cloned();
                     let here = || known(&blob).or_else(|| expected.filter(|diff_id| have(diff_id)));
-                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, here) {
+                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, &self.lease, here) {
                         Begun::Started(ticket) => (ticket, LayerSource::Registry),
                         Begun::Joined(ticket) => (ticket, LayerSource::Shared),
                         Begun::Present(diff_id) => {
@@ -301,8 +301,8 @@ impl Run<'_> {
                 Some((blob, download, outcome)) = running.next(), if !running.is_empty() => {
                     let shared = joined.remove(&blob);
                     match outcome {
-                        Ok(landed) => {
-                            let diff_id = &landed.layer.diff_id;
+                        Ok(layer) => {
+                            let diff_id = &layer.diff_id;
                             let size = download.received.load(Ordering::Relaxed);
                             if !shared {
                                 fetched_bytes = fetched_bytes.saturating_add(size);
