@@ -16,7 +16,7 @@ use crate::support::hub::{Gate, Hub, blob_path};
 /// A cache over a fresh store.
 struct Node {
     cache: Cache,
-    _root: tempfile::TempDir,
+    root: tempfile::TempDir,
 }
 
 impl Node {
@@ -45,7 +45,7 @@ impl Node {
         };
         Node {
             cache: Cache::new(config, store, client, cache::Metrics::default()),
-            _root: root,
+            root,
         }
     }
 
@@ -874,4 +874,80 @@ async fn more_pulls_than_slots_all_end() {
     blobs.dedup();
     assert_eq!(blobs.len(), all, "a blob was fetched twice");
     assert_eq!(node.cache.list().len(), 12);
+}
+
+/// The files of a store with this in their names.
+fn files_of(node: &Node, part: &str) -> Vec<std::path::PathBuf> {
+    let mut folders = vec![node.root.path().to_owned()];
+    let mut found = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.to_string_lossy().contains(part) {
+                found.push(path);
+            }
+        }
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pull_heals_damaged_documents() {
+    let (hub, node) = (Hub::start().await, Node::new());
+    let image = two_layers();
+    let index = build::index(&[("linux/amd64", &image.manifest, build::MANIFEST)]);
+    hub.push("app", "plain", &image);
+    hub.push_index("app", "1", &index);
+    let name = hub.reference("app:1");
+    node.pull(&name).await.unwrap();
+    hub.take_log();
+
+    for digest in [build::digest(&index), image.digest(), image.id()] {
+        let files = files_of(&node, &digest["sha256:".len()..]);
+        assert!(!files.is_empty(), "{digest}");
+        for file in files {
+            std::fs::write(file, "damaged").unwrap();
+        }
+        node.pull(&name).await.unwrap();
+        assert_eq!(hub.take_log().len(), 2, "{digest}");
+        let again = node.pull(&name).await.unwrap();
+        assert!(again.up_to_date);
+        assert_eq!(hub.take_log().len(), 1, "{digest}");
+        assert_eq!(
+            node.cache
+                .inspect(&name)
+                .await
+                .unwrap()
+                .unwrap()
+                .manifest_json,
+            image.manifest
+        );
+    }
+    let report = node.cache.fsck(false, |_, _| ()).await.unwrap();
+    assert_eq!(report.damaged, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_unpacks_by_any_of_its_names() {
+    let (hub, node) = (Hub::start().await, Node::new());
+    let image = BuiltImage::new(&[
+        gzip(&tar(&[("etc/motd", b"first"), ("etc/host", b"node")])),
+        gzip(&tar(&[("etc/motd", b"second")])),
+    ]);
+    hub.push("app", "1", &image);
+    node.pull(&hub.reference("app:1")).await.unwrap();
+    for (at, name) in [hub.reference("app:1"), image.id()].iter().enumerate() {
+        let to = node.root.path().join(format!("out-{at}"));
+        node.cache.unpack(name, &to).await.unwrap();
+        assert_eq!(std::fs::read(to.join("etc/motd")).unwrap(), b"second");
+        assert_eq!(std::fs::read(to.join("etc/host")).unwrap(), b"node");
+    }
+    let error = node
+        .cache
+        .unpack("nothing:1", &node.root.path().join("none"))
+        .await
+        .unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::NotFound);
 }

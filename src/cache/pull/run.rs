@@ -138,6 +138,11 @@ impl Run<'_> {
         else {
             return Ok(None);
         };
+        // A removal may be under way, or somebody took a file away: what the lease cannot protect is fetched.
+        let mut layers = image.record.layers.iter();
+        if layers.any(|layer| inner.store.layer(&layer.diff_id, &self.lease).is_none()) {
+            return Ok(None);
+        }
         board.present(
             selected
                 .manifest
@@ -147,21 +152,13 @@ impl Run<'_> {
         );
         let names = names_of(&self.request.reference, &resolved.digest);
         let now = now_ms();
-        let settled = image.record.manifest == selected.digest
+        let settled = selected.stored
+            && image.record.manifest == selected.digest
             && names.iter().all(|name| self.has_name(&id, name));
         if settled {
             inner.store.touch_image(&id, now);
             self.count_present(selected);
             return Ok(Some(image));
-        }
-        // A removal may be under way: what the lease does not protect has to be fetched.
-        if image
-            .record
-            .layers
-            .iter()
-            .any(|layer| inner.store.layer(&layer.diff_id, &self.lease).is_none())
-        {
-            return Ok(None);
         }
         board.phase(Phase::Committing);
         let mut record = image.record.clone();
