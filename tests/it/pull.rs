@@ -1,4 +1,5 @@
 //! Pulls against a registry on loopback: what is fetched, by whom, what becomes visible and what is left behind.
+#![allow(clippy::unwrap_used, clippy::cloned_ref_to_slice_refs)]
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
 //! A well-behaved registry on loopback that counts its requests and can be told to wait or to lie.
+#![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
@@ -29,14 +30,14 @@ struct Content {
 
 /// Holds back the answer to requests for one path.
 #[derive(Clone)]
-pub struct Gate {
+pub(crate) struct Gate {
     open: watch::Sender<bool>,
     waiting: watch::Sender<usize>,
 }
 
 impl Gate {
     /// Until a request stands at the gate.
-    pub async fn reached(&self) {
+    pub(crate) async fn reached(&self) {
         self.waiting
             .subscribe()
             .wait_for(|waiting| *waiting > 0)
@@ -45,7 +46,7 @@ impl Gate {
     }
 
     /// Until no request stands there any more: the other side has hung up.
-    pub async fn left(&self) {
+    pub(crate) async fn left(&self) {
         self.waiting
             .subscribe()
             .wait_for(|waiting| *waiting == 0)
@@ -53,7 +54,7 @@ impl Gate {
             .unwrap();
     }
 
-    pub fn open(&self) {
+    pub(crate) fn open(&self) {
         self.open.send_replace(true);
     }
 }
@@ -68,13 +69,13 @@ impl Drop for Standing {
 
 /// The registry. Stops with the runtime of its test.
 #[derive(Clone)]
-pub struct Hub {
-    pub host: String,
+pub(crate) struct Hub {
+    pub(crate) host: String,
     content: Arc<Mutex<Content>>,
 }
 
 impl Hub {
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let host = listener.local_addr().unwrap().to_string();
         let content = Arc::new(Mutex::new(Content::default()));
@@ -84,11 +85,11 @@ impl Hub {
     }
 
     /// `host/repository:tag` or `host/repository@digest`.
-    pub fn reference(&self, rest: &str) -> String {
+    pub(crate) fn reference(&self, rest: &str) -> String {
         format!("{}/{rest}", self.host)
     }
 
-    pub fn put_blob(&self, repository: &str, name: &str, bytes: &[u8]) {
+    pub(crate) fn put_blob(&self, repository: &str, name: &str, bytes: &[u8]) {
         let key = (repository.to_owned(), name.to_owned());
         self.content
             .lock()
@@ -97,7 +98,7 @@ impl Hub {
             .insert(key, bytes.to_vec());
     }
 
-    pub fn put_manifest(&self, repository: &str, tag: &str, bytes: &[u8], media_type: &str) {
+    pub(crate) fn put_manifest(&self, repository: &str, tag: &str, bytes: &[u8], media_type: &str) {
         let manifests = &mut self.content.lock().unwrap().manifests;
         for name in [tag.to_owned(), digest(bytes)] {
             manifests.insert(
@@ -108,7 +109,7 @@ impl Hub {
     }
 
     /// All of an image, under a tag.
-    pub fn push(&self, repository: &str, tag: &str, image: &BuiltImage) {
+    pub(crate) fn push(&self, repository: &str, tag: &str, image: &BuiltImage) {
         for layer in &image.layers {
             self.put_blob(repository, &layer.digest, &layer.blob);
         }
@@ -116,12 +117,12 @@ impl Hub {
         self.put_manifest(repository, tag, &image.manifest, MANIFEST);
     }
 
-    pub fn push_index(&self, repository: &str, tag: &str, index: &[u8]) {
+    pub(crate) fn push_index(&self, repository: &str, tag: &str, index: &[u8]) {
         self.put_manifest(repository, tag, index, INDEX);
     }
 
     /// Lets only these `user:password` in.
-    pub fn require(&self, repository: &str, accounts: &[&str]) {
+    pub(crate) fn require(&self, repository: &str, accounts: &[&str]) {
         let accounts = accounts
             .iter()
             .map(|account| (*account).to_owned())
@@ -133,7 +134,7 @@ impl Hub {
             .insert(repository.to_owned(), accounts);
     }
 
-    pub fn gate(&self, path: &str) -> Gate {
+    pub(crate) fn gate(&self, path: &str) -> Gate {
         let gate = Gate {
             open: watch::channel(false).0,
             waiting: watch::channel(0).0,
@@ -146,7 +147,7 @@ impl Hub {
         gate
     }
 
-    pub fn refuse(&self, path: &str, status: Option<StatusCode>) {
+    pub(crate) fn refuse(&self, path: &str, status: Option<StatusCode>) {
         let refused = &mut self.content.lock().unwrap().refused;
         match status {
             Some(status) => refused.insert(path.to_owned(), status),
@@ -155,13 +156,13 @@ impl Hub {
     }
 
     /// Requests since the last call.
-    pub fn take_log(&self) -> Vec<String> {
+    pub(crate) fn take_log(&self) -> Vec<String> {
         std::mem::take(&mut self.content.lock().unwrap().log)
     }
 }
 
 /// Path of a blob.
-pub fn blob_path(repository: &str, digest: &str) -> String {
+pub(crate) fn blob_path(repository: &str, digest: &str) -> String {
     format!("/v2/{repository}/blobs/{digest}")
 }
 

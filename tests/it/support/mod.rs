@@ -1,7 +1,7 @@
 //! Fakes at the process edges, and builders.
 
-pub mod build;
-pub mod hub;
+pub(crate) mod build;
+pub(crate) mod hub;
 
 /// Says why a test did not run. It never passes silently.
 pub fn skip(name: &str, reason: &str) {
