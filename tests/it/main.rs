@@ -2,4 +2,5 @@
 
 mod erofs;
 mod ingest;
+mod pull;
 mod support;
