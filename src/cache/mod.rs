@@ -8,8 +8,11 @@ use bytes::Bytes;
 use tokio::sync::watch;
 
 use crate::image::{Config as ImageConfig, DiffId, Digest, ImageId, Platform, Reference, User};
-use crate::registry::{self, Credentials};
+use crate::registry;
 use crate::store;
+
+pub use crate::registry::{Credentials, Secret};
+pub use crate::store::{Damage, FsckReport, LayerRef, Removed, Usage};
 
 /// Behaviour of the cache.
 #[derive(Clone, Debug)]
@@ -328,6 +331,57 @@ pub enum Error {
     /// A caller's argument cannot be.
     #[error("{0}")]
     Invalid(String),
+}
+
+/// What went wrong, by what a caller can do about it. Doors translate it; the text is the error's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The name given is none.
+    InvalidReference,
+    /// No such image, here or at the registry.
+    NotFound,
+    /// Credentials are missing or wrong.
+    Unauthenticated,
+    /// The credentials do not allow it.
+    Denied,
+    /// The registry cannot be reached or cannot answer.
+    RegistryUnavailable,
+    /// The registry wants fewer requests.
+    RateLimited,
+    /// The registry answered something that is not the protocol.
+    Protocol,
+    /// The image's own bytes are wrong.
+    BadImage,
+    /// A configured limit was exceeded.
+    LimitExceeded,
+    /// The disk is full.
+    NoSpace,
+    /// The image is not offered for the platform.
+    Platform,
+    /// This machine or this larder cannot do it.
+    Unsupported,
+    /// Given up before its end.
+    Cancelled,
+    /// Something uses it.
+    Busy,
+    /// Stored bytes are not what was written.
+    Damaged,
+    /// Everything else.
+    Internal,
+}
+
+impl Error {
+    /// What went wrong, by what a caller can do about it.
+    pub fn kind(&self) -> ErrorKind {
+        match self {
+            Error::NotFound { .. } => ErrorKind::NotFound,
+            Error::Ambiguous { .. } | Error::Invalid(_) => ErrorKind::InvalidReference,
+            Error::Cancelled { .. } => ErrorKind::Cancelled,
+            Error::Platform { .. } => ErrorKind::Platform,
+            Error::Image { .. } | Error::DiffIdMismatch { .. } => ErrorKind::BadImage,
+            Error::Registry { .. } | Error::Store { .. } => ErrorKind::Internal,
+        }
+    }
 }
 
 /// Counters of this room.
