@@ -1,6 +1,5 @@
 //! The node agent: one store, one cache, one socket for all gRPC services, one address for metrics and probes.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,14 +14,13 @@ use tonic_health::server::HealthReporter;
 use super::config::{AgentArgs, Config};
 use super::open::{Opened, Parts};
 use crate::admin::Admin;
-use crate::cache::{Cache, Credentials};
+use crate::cache::Cache;
 use crate::control;
 use crate::control::proto::images_server::ImagesServer;
 use crate::cri::proto::image_service_server::ImageServiceServer;
 use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
-use crate::cri::{self, ImageService, Incoming, NodeCredentials, RpcLayer, RuntimeService, Socket};
+use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
 use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify};
-use crate::registry;
 use crate::telemetry;
 
 /// A peer that does not answer a ping within both is gone; together less than the default limit on stopping.
@@ -154,7 +152,7 @@ async fn serve(
     checks.store.set(true);
     tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
 
-    let (health, services) = services(config, &cache).await?;
+    let (health, services) = services(&cache).await?;
     let layer = RpcLayer::new(calls, &DESCRIPTORS).context("descriptors of the services")?;
     let socket = Socket::bind(&config.socket)?;
     tracing::info!(socket = %socket.path().display(), "Socket served");
@@ -216,7 +214,7 @@ const DESCRIPTORS: [&[u8]; 5] = [
 ];
 
 /// All services of the socket.
-async fn services(config: &Config, cache: &Cache) -> anyhow::Result<(HealthReporter, Routes)> {
+async fn services(cache: &Cache) -> anyhow::Result<(HealthReporter, Routes)> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in [IMAGE_SERVICE, RUNTIME_SERVICE, CONTROL] {
         health
@@ -231,9 +229,7 @@ async fn services(config: &Config, cache: &Cache) -> anyhow::Result<(HealthRepor
     };
     let mut routes = Routes::builder();
     routes
-        .add_service(
-            ImageService::new(cache.clone(), node_credentials(config.authfile.as_deref())).server(),
-        )
+        .add_service(ImageService::new(cache.clone()).server())
         .add_service(RuntimeService.server())
         .add_service(control::server(cache.clone()))
         .add_service(health_service)
@@ -241,22 +237,6 @@ async fn services(config: &Config, cache: &Cache) -> anyhow::Result<(HealthRepor
         // Older tools know this one only.
         .add_service(reflection().build_v1alpha().context("reflection")?);
     Ok((health, routes.routes()))
-}
-
-/// What the node's `config.json` has for a registry; read at each pull, since helpers and rotation change it.
-fn node_credentials(authfile: Option<&Path>) -> NodeCredentials {
-    let Some(file) = authfile.map(Path::to_owned) else {
-        return NodeCredentials::none();
-    };
-    NodeCredentials::new(move |domain| {
-        let file = file.clone();
-        async move {
-            match registry::docker_credentials(&file, &domain).await {
-                Ok(credentials) => Ok(credentials.unwrap_or(Credentials::Anonymous)),
-                Err(error) => Err(error.to_string()),
-            }
-        }
-    })
 }
 
 async fn server(

@@ -24,6 +24,8 @@ pub struct CacheOptions {
     pub orphan_grace: Duration,
     /// Patterns of names that are reported as pinned.
     pub pinned: Vec<String>,
+    /// A docker `config.json`, asked for credentials where a pull brings none.
+    pub authfile: Option<PathBuf>,
     /// Limits on one layer.
     pub limits: Limits,
     /// Requests at once per registry host.
@@ -45,6 +47,7 @@ impl Default for CacheOptions {
             max_layers: 4,
             orphan_grace: Duration::from_secs(30),
             pinned: Vec::new(),
+            authfile: None,
             limits: Limits::default(),
             max_per_host: registry.max_per_host,
             stall_timeout: registry.stall_timeout,
@@ -125,6 +128,7 @@ impl Parts {
             max_layers: options.max_layers,
             orphan_grace: options.orphan_grace,
             pinned: options.pinned,
+            authfile: options.authfile,
         };
         let cache = Cache::new(config, store.clone(), client, self.cache);
         Ok(Opened { cache, store })

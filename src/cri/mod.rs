@@ -23,7 +23,7 @@ mod version;
 pub use layer::{Metrics, RpcLayer};
 pub use listen::{Incoming, ListenError, Socket};
 pub use mount_point::mount_point;
-pub use service::{ImageService, NodeCredentials, RuntimeService};
+pub use service::{ImageService, RuntimeService};
 
 /// The wire's types. They never leave this door.
 pub mod proto {

@@ -16,7 +16,12 @@ pub(super) async fn handle(
     let reference: Reference = name
         .parse()
         .map_err(|error| Status::invalid_argument(format!("{error}")))?;
-    let credentials = credentials(service, request.auth, &reference).await?;
+    // Without any, the cache asks the node's own config.json.
+    let credentials = match request.auth {
+        Some(config) => auth::credentials(config, reference.domain())
+            .map_err(|error| Status::invalid_argument(error.to_string()))?,
+        None => Credentials::Anonymous,
+    };
     // The runtime handler selects nothing here: one platform, one store. kubelet sends it behind an alpha gate only.
     let pull = service.cache.pull(PullRequest {
         reference,
@@ -29,21 +34,4 @@ pub(super) async fn handle(
     Ok(PullImageResponse {
         image_ref: pulled.image.id.to_string(),
     })
-}
-
-/// The caller's credentials, else the node's: a caller that says anything at all is taken at its word.
-async fn credentials(
-    service: &ImageService,
-    auth: Option<super::proto::AuthConfig>,
-    reference: &Reference,
-) -> Result<Credentials, Status> {
-    match auth {
-        Some(config) => auth::credentials(config, reference.domain())
-            .map_err(|error| Status::invalid_argument(error.to_string())),
-        None => service
-            .credentials
-            .of(reference.domain())
-            .await
-            .map_err(Status::failed_precondition),
-    }
 }

@@ -1,8 +1,6 @@
 //! The services: each call is one line to its file.
 
-use std::fmt;
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
@@ -14,58 +12,21 @@ use super::{
     image_fs_info, image_status, list_images, mount_point, pull_image, remove_image, stream_images,
     version,
 };
-use crate::cache::{Cache, Credentials};
-
-type Lookup = dyn Fn(String) -> Pin<Box<dyn Future<Output = Result<Credentials, String>> + Send>>
-    + Send
-    + Sync;
-
-/// The node's own credentials by registry domain, asked where a pull brings none.
-#[derive(Clone)]
-pub struct NodeCredentials(Arc<Lookup>);
-
-impl NodeCredentials {
-    /// Asks `lookup` with the domain, such as `docker.io`; its error is a text for the caller.
-    pub fn new<F, R>(lookup: F) -> Self
-    where
-        F: Fn(String) -> R + Send + Sync + 'static,
-        R: Future<Output = Result<Credentials, String>> + Send + 'static,
-    {
-        NodeCredentials(Arc::new(move |domain| Box::pin(lookup(domain))))
-    }
-    /// The node has none.
-    pub fn none() -> Self {
-        NodeCredentials::new(|_| async { Ok(Credentials::Anonymous) })
-    }
-    pub(super) async fn of(&self, domain: &str) -> Result<Credentials, String> {
-        (self.0)(domain.to_owned()).await
-    }
-}
-
-impl fmt::Debug for NodeCredentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("NodeCredentials")
-    }
-}
+use crate::cache::Cache;
 
 /// `runtime.v1.ImageService` over a cache.
 #[derive(Clone, Debug)]
 pub struct ImageService {
     pub(super) cache: Cache,
-    pub(super) credentials: NodeCredentials,
     /// Where the store's file system is mounted; looked up once, since the calls must not touch the disk.
     pub(super) mount_point: Arc<PathBuf>,
 }
 
 impl ImageService {
     /// Looks up where the store is mounted.
-    pub fn new(cache: Cache, credentials: NodeCredentials) -> Self {
+    pub fn new(cache: Cache) -> Self {
         let mount_point = Arc::new(mount_point(cache.root()));
-        ImageService {
-            cache,
-            credentials,
-            mount_point,
-        }
+        ImageService { cache, mount_point }
     }
     /// As a gRPC service.
     pub fn server(self) -> ImageServiceServer<Self> {

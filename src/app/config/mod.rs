@@ -33,8 +33,6 @@ pub struct Config {
     pub socket: PathBuf,
     /// Address of metrics and probes; `None` for none.
     pub http: Option<SocketAddr>,
-    /// A docker `config.json`, asked where a pull brings no credentials.
-    pub authfile: Option<PathBuf>,
     /// How long stopping may take.
     pub drain_timeout: Duration,
     /// Logs.
@@ -137,6 +135,7 @@ impl Config {
             )?
             .unwrap_or(defaults.orphan_grace),
             pinned,
+            authfile: args.authfile.clone().or_else(|| file.authfile.clone()),
             limits: Limits {
                 max_entries: ranged(
                     of_file(&limits.max_entries, "limits.max_entries"),
@@ -185,7 +184,6 @@ impl Config {
                 SOCKET,
             )?,
             http: address(http)?,
-            authfile: args.authfile.clone().or_else(|| file.authfile.clone()),
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
             log,
             cache,
