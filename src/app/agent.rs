@@ -23,9 +23,10 @@ use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket}
 use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify};
 use crate::telemetry;
 
-/// A peer that does not answer a ping within both is gone; together less than the default limit on stopping.
+/// A peer that does not answer a ping within both is gone: together less than the default limit on stopping, and more
+/// than a kubelet is starved on a busy node.
 const PING_AFTER: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// Calls at once on one connection; each is a pull at most.
 const MAX_CALLS: u32 = 256;
 /// Of one request's metadata.
@@ -157,9 +158,9 @@ async fn serve(
     let socket = Socket::bind(&config.socket)?;
     tracing::info!(socket = %socket.path().display(), "Socket served");
     let tasks = Tasks::new();
-    let mut server = tasks.spawn(
+    let mut served = tasks.spawn(
         "socket",
-        server(services, layer, socket.incoming(), shutdown.clone()),
+        serve_socket(services, layer, socket.incoming(), shutdown.clone()),
     );
     checks.socket.set(true);
     tell("READY=1");
@@ -172,7 +173,7 @@ async fn serve(
     };
     let result = tokio::select! {
         () = shutdown.wait() => Ok(()),
-        ended = &mut server => Err(anyhow!("the socket's server ended by itself: {ended:?}")),
+        ended = &mut served => Err(anyhow!("the socket's server ended by itself: {ended:?}")),
         ended = admin_ended => Err(anyhow!("the server of metrics and probes ended by itself: {ended:?}")),
     };
     readiness.stop();
@@ -239,7 +240,9 @@ async fn services(cache: &Cache) -> anyhow::Result<(HealthReporter, Routes)> {
     Ok((health, routes.routes()))
 }
 
-async fn server(
+/// Serves the connections of a socket until shutdown is asked for, and then until the last one ends: the caller
+/// limits that. Peers that are gone are found by pings, those that never speak by the socket.
+pub async fn serve_socket(
     services: Routes,
     layer: RpcLayer,
     incoming: Incoming,

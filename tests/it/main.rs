@@ -1,3 +1,6 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
+mod agent;
+mod doors;
 mod support;
+mod wire;
