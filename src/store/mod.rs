@@ -1,7 +1,11 @@
 //! The only owner of the data directory: packs, layers, image records, leases, gc, fsck, mounts.
 
+mod idx;
+mod ingest;
+mod pack;
+mod staging;
+
 use std::collections::BTreeMap;
-use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -256,12 +260,6 @@ impl Store {
         let _ = (diff_id, lease);
         todo!()
     }
-    /// Ingests a layer: reads the compressed blob to its end, verifies digest and size, and makes the layer durable
-    /// under the diffID found. Blocking: call it on a thread of its own. On error nothing of it remains.
-    pub fn ingest(&self, source: &LayerSource, from: &mut (dyn Read + Send), counters: &LayerCounters, lease: &Lease) -> Result<Layer, Error> {
-        let _ = (source, from, counters, lease);
-        todo!()
-    }
     /// Makes an image visible. Blocking (one fsync'd transaction). Refuses with `DiffIdMissing` when a layer is absent.
     pub fn commit_image(&self, commit: ImageCommit, lease: &Lease) -> Result<Arc<Image>, Error> {
         let _ = (commit, lease);
@@ -310,16 +308,6 @@ impl Store {
         let _ = diff_id;
         todo!()
     }
-    /// Writes the exact uncompressed tar of a layer. Blocking.
-    pub fn export_tar(&self, diff_id: &DiffId, to: &mut dyn Write) -> Result<(), Error> {
-        let _ = (diff_id, to);
-        todo!()
-    }
-    /// Writes an image's merged tree as plain directories below `dir` (which must be empty or absent). Blocking.
-    pub fn unpack(&self, layers: &[DiffId], dir: &Path) -> Result<(), Error> {
-        let _ = (layers, dir);
-        todo!()
-    }
     /// Mounts an image read-only at `target`. Blocking; needs root and a capable kernel, else `MountUnsupported`.
     pub fn mount(&self, image: &ImageId, target: &Path) -> Result<(), Error> {
         let _ = (image, target);
@@ -335,7 +323,11 @@ impl Store {
         todo!()
     }
     /// Verifies everything; with `repair` quarantines or drops what is damaged so that a re-pull heals it. Blocking.
-    pub fn fsck(&self, repair: bool, progress: &mut dyn FnMut(u64, u64)) -> Result<FsckReport, Error> {
+    pub fn fsck(
+        &self,
+        repair: bool,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<FsckReport, Error> {
         let _ = (repair, progress);
         todo!()
     }
@@ -354,7 +346,9 @@ pub enum Error {
         pid: u32,
     },
     /// The root was written by a newer larder.
-    #[error("{root} has format {found}, this larder knows {known}: use a newer larder, or another --root")]
+    #[error(
+        "{root} has format {found}, this larder knows {known}: use a newer larder, or another --root"
+    )]
     Format {
         /// The data directory.
         root: PathBuf,
@@ -398,7 +392,9 @@ pub enum Error {
         source: std::io::Error,
     },
     /// The bytes are not those the digest names.
-    #[error("layer {expected}: the bytes received have digest {found}; the registry or a mirror served wrong content")]
+    #[error(
+        "layer {expected}: the bytes received have digest {found}; the registry or a mirror served wrong content"
+    )]
     DigestMismatch {
         /// Asked for.
         expected: Digest,
@@ -424,7 +420,9 @@ pub enum Error {
         cause: String,
     },
     /// A limit was exceeded.
-    #[error("layer {blob}: {what} over the limit of {limit}; raise limits.{key} if you trust the image")]
+    #[error(
+        "layer {blob}: {what} over the limit of {limit}; raise limits.{key} if you trust the image"
+    )]
     Limit {
         /// The blob.
         blob: Digest,

@@ -2,5 +2,6 @@
 
 mod agent;
 mod doors;
+mod erofs;
 mod support;
 mod wire;
