@@ -1,9 +1,11 @@
 //! The only owner of the data directory: packs, layers, image records, leases, gc, fsck, mounts.
 
+mod export;
 mod idx;
 mod ingest;
 mod pack;
 mod staging;
+mod unpack;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

@@ -31,6 +31,8 @@ const MAX_STEPS: usize = 8192;
 const MAX_METADATA: u64 = 256 << 20;
 /// Value of an extended attribute, as Linux has it.
 const MAX_XATTR_VALUE: usize = 65535;
+/// Full name of an extended attribute, as Linux has it.
+const MAX_XATTR_NAME: usize = 255;
 /// Extended attributes of one file together, in bytes.
 const MAX_XATTRS: usize = 128 << 10;
 
@@ -367,16 +369,10 @@ impl TreeBuilder {
     }
 }
 
+/// Attributes that Linux and EROFS can hold and that are no orders to overlayfs.
 fn is_kept_xattr(name: &[u8]) -> bool {
-    const ACLS: [&[u8]; 2] = [b"system.posix_acl_access", b"system.posix_acl_default"];
-    if ACLS.contains(&name) {
-        return true;
-    }
-    let space = [&b"user."[..], b"trusted.", b"security."]
-        .into_iter()
-        .find(|space| name.starts_with(space));
-    space.is_some_and(|space| name.len() > space.len())
-        && name.len() <= 255
+    crate::erofs::xattr_is_storable(name, 0)
+        && name.len() <= MAX_XATTR_NAME
         && !name.contains(&0)
         && !name.starts_with(b"trusted.overlay.")
 }
