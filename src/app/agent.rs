@@ -31,6 +31,8 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CALLS: u32 = 256;
 /// Of one request's metadata.
 const MAX_HEADER_BYTES: u32 = 32 << 10;
+/// Threads that wait for network and callers; hashing and writing have threads of their own.
+const MAX_WORKERS: usize = 8;
 /// What stopping may take after its limit, for threads in the middle of a write.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
@@ -39,7 +41,9 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 pub fn main(args: &AgentArgs) -> anyhow::Result<()> {
     let config = Config::load(args)?;
     telemetry::init(&config.log)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MAX_WORKERS))
         .enable_all()
         .thread_name("larder")
         .build()

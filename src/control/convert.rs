@@ -115,7 +115,7 @@ pub(super) fn pulled(pulled: &Pulled) -> proto::PullResult {
     }
 }
 
-pub(super) fn details(details: ImageDetails) -> proto::InspectResponse {
+pub(super) fn details(details: &ImageDetails) -> proto::InspectResponse {
     let layers = details
         .layers
         .iter()
@@ -195,7 +195,7 @@ mod tests {
             tonic::Code::InvalidArgument
         );
         assert_eq!(
-            request("busybox", "linux").unwrap_err().code(),
+            request("busybox", "linux/amd64/v2/x").unwrap_err().code(),
             tonic::Code::InvalidArgument
         );
         assert!(request("busybox", "").unwrap().platform.is_none());

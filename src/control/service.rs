@@ -91,7 +91,7 @@ impl images_server::Images for Images {
             .await
             .map_err(|error| status::of(&error))?
         {
-            Some(details) => Ok(Response::new(convert::details(details))),
+            Some(details) => Ok(Response::new(convert::details(&details))),
             None => Err(absent(name)),
         }
     }

@@ -162,7 +162,8 @@ struct Call {
 }
 
 impl Call {
-    fn end(&mut self, code: Code) {
+    fn end(&mut self, status: &Status) {
+        let code = status.code();
         if std::mem::replace(&mut self.ended, true) {
             return;
         }
@@ -187,6 +188,7 @@ impl Call {
             Code::Ok => tracing::debug!(duration_seconds = seconds, "Call answered"),
             _ => tracing::info!(
                 code = name(code),
+                err = status.message(),
                 duration_seconds = seconds,
                 "Call ended with an error"
             ),
@@ -194,14 +196,14 @@ impl Call {
     }
     fn end_by(&mut self, headers: &HeaderMap) {
         if let Some(status) = Status::from_header_map(headers) {
-            self.end(status.code());
+            self.end(&status);
         }
     }
 }
 
 impl Drop for Call {
     fn drop(&mut self) {
-        self.end(Code::Cancelled);
+        self.end(&Status::cancelled("the caller went away"));
     }
 }
 
@@ -302,8 +304,8 @@ impl http_body::Body for Observed {
                     this.call.end_by(trailers);
                 }
             }
-            Poll::Ready(Some(Err(status))) => this.call.end(status.code()),
-            Poll::Ready(None) => this.call.end(Code::Ok),
+            Poll::Ready(Some(Err(status))) => this.call.end(status),
+            Poll::Ready(None) => this.call.end(&Status::ok("")),
             Poll::Pending => {}
         }
         frame
@@ -330,7 +332,7 @@ mod tests {
         let mut registry = Registry::default();
         let layer = RpcLayer::new(Metrics::register(&mut registry), &[DESCRIPTORS]).unwrap();
         let mut call = layer.begin("/runtime.v1.ImageService/PullImage", &HeaderMap::new());
-        call.end(Code::NotFound);
+        call.end(&Status::not_found(""));
         drop(call);
         drop(layer.begin("/runtime.v1.ImageService/StreamImages", &HeaderMap::new()));
         let text = text(&registry);
@@ -353,7 +355,7 @@ mod tests {
         for n in 0..10 {
             layer
                 .begin(&format!("/made.up/{n}"), &HeaderMap::new())
-                .end(Code::Unimplemented);
+                .end(&Status::unimplemented(""));
         }
         let text = text(&registry);
         assert!(!text.contains("made.up"), "{text}");

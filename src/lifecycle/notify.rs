@@ -44,7 +44,7 @@ fn send(socket: &OsStr, state: &str) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    fn check(bound: UnixDatagram, socket: &str) {
+    fn check(bound: &UnixDatagram, socket: &str) {
         notify(Some(OsStr::new(socket)), "READY=1\n").unwrap();
         let mut buffer = [0; 64];
         let length = bound.recv(&mut buffer).unwrap();
@@ -55,7 +55,7 @@ mod tests {
     fn a_path_gets_the_state() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
-        check(UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap());
+        check(&UnixDatagram::bind(&path).unwrap(), path.to_str().unwrap());
     }
 
     #[test]

@@ -1,4 +1,5 @@
 //! Our descriptors of `runtime.v1` against the published interface.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 

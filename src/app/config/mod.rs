@@ -221,7 +221,7 @@ fn parsed<T, E: std::fmt::Display>(
         .transpose()
 }
 
-fn ranged<T: PartialOrd + std::fmt::Display>(
+fn ranged<T: Copy + PartialOrd + std::fmt::Display>(
     value: Placed<T>,
     least: T,
     most: T,
@@ -273,7 +273,13 @@ fn address(value: Placed<String>) -> Result<Option<SocketAddr>, ConfigError> {
     if text.is_empty() {
         return Ok(None);
     }
-    text.parse().map(Some).map_err(|_| {
+    // As Kubernetes' components take it: all addresses of the machine.
+    let full = if text.starts_with(':') {
+        format!("0.0.0.0{text}")
+    } else {
+        text.clone()
+    };
+    full.parse().map(Some).map_err(|_| {
         ConfigError::new(
             place,
             format!(

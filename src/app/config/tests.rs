@@ -35,6 +35,14 @@ fn flags_win_over_the_file() {
     let config = load(&args, text).unwrap();
     assert_eq!(config.root, Path::new("/flag"));
     assert_eq!(config.http, None);
+    let args = AgentArgs {
+        http: Some(":9640".to_owned()),
+        ..AgentArgs::default()
+    };
+    assert_eq!(
+        load(&args, text).unwrap().http,
+        Some("0.0.0.0:9640".parse().unwrap())
+    );
     assert_eq!(config.cache.max_layers, 3);
     assert_eq!(config.cache.hosts_dirs, [PathBuf::from("/flag")]);
 }
@@ -98,7 +106,7 @@ fn errors_name_file_line_and_key() {
             "",
         ),
         (
-            "platform = \"linux\"\n",
+            "platform = \"linux/amd64/v2/x\"\n",
             "larder.toml: line 1: platform: ",
             "os/architecture",
         ),
