@@ -63,7 +63,7 @@ mod tests {
         let name = format!("larder-test-{}", std::process::id());
         let address = SocketAddr::from_abstract_name(&name).unwrap();
         check(
-            UnixDatagram::bind_addr(&address).unwrap(),
+            &UnixDatagram::bind_addr(&address).unwrap(),
             &format!("@{name}"),
         );
     }
