@@ -284,4 +284,14 @@ mod tests {
         assert!(Patterns::new(&["*".into()]).matches("anything:1"));
         assert!(!Patterns::new(&[]).matches("anything:1"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_name_panics(text in "\\PC{0,200}", hexish in "(sha256:)?[0-9a-fA-F]{0,140}") {
+            for text in [text, hexish] {
+                let _ = Query::parse(&text);
+                Patterns::new(&[text.clone()]).matches(&text);
+            }
+        }
+    }
 }

@@ -4,7 +4,9 @@ use bytes::Bytes;
 
 use crate::cache::Error;
 use crate::cache::threads::Threads;
-use crate::image::{Descriptor, Digest, Document, Hasher, Manifest, ManifestError, Platform};
+use crate::image::{
+    Config, Descriptor, Digest, Document, Hasher, Manifest, ManifestError, Platform,
+};
 use crate::registry::{Repository, Resolved};
 use crate::store::{self, Store};
 
@@ -12,6 +14,8 @@ use crate::store::{self, Store};
 const MAX_DEPTH: usize = 4;
 /// Documents read in one walk at most.
 const MAX_DOCUMENTS: usize = 32;
+/// A larger image config is refused.
+const MAX_CONFIG_BYTES: u64 = 8 << 20;
 
 /// The manifest chosen.
 pub(super) struct Selected {
@@ -61,6 +65,13 @@ impl Documents<'_> {
             blobs.push((item.digest.clone(), bytes));
             let index = match document {
                 Document::Manifest(manifest) => {
+                    if !item.platform_known
+                        && !stack.is_empty()
+                        && let Some(cause) = self.misfit(&manifest, platform).await?
+                    {
+                        refused = Some(cause);
+                        continue;
+                    }
                     return Ok(Selected {
                         manifest,
                         digest: item.digest,
@@ -74,7 +85,8 @@ impl Documents<'_> {
                 return Err(self.image(format!("indexes are nested deeper than {MAX_DEPTH}")));
             }
             match index.candidates(platform) {
-                Ok(candidates) => {
+                Ok(mut candidates) => {
+                    candidates.truncate(MAX_DOCUMENTS);
                     // The best one on top of the stack.
                     let items = candidates.into_iter().rev().map(|descriptor| Item {
                         digest: descriptor.digest.clone(),
@@ -84,17 +96,26 @@ impl Documents<'_> {
                     });
                     stack.extend(items);
                 }
-                Err(error @ ManifestError::NoPlatform { .. }) => refused = Some(error),
+                Err(error @ ManifestError::NoPlatform { .. }) => refused = Some(error.to_string()),
                 Err(error) => return Err(self.refused(&error)),
             }
         }
         Err(Error::Platform {
             reference: self.reference.to_owned(),
-            cause: refused.map_or_else(
-                || format!("no image for platform {platform} in its indexes"),
-                |error| error.to_string(),
-            ),
+            cause: refused
+                .unwrap_or_else(|| format!("no image for platform {platform} in its indexes")),
         })
+    }
+
+    /// Why a manifest that an index lists without a platform does not serve: its config tells.
+    async fn misfit(
+        &self,
+        manifest: &Manifest,
+        platform: &Platform,
+    ) -> Result<Option<String>, Error> {
+        let bytes = config(self, &manifest.config).await?;
+        let parsed = Config::parse(&bytes).map_err(|error| self.image(error.to_string()))?;
+        Ok((!fits(platform, &parsed.platform)).then(|| refusal(platform, &parsed.platform)))
     }
 
     async fn document(
@@ -148,6 +169,15 @@ impl Documents<'_> {
     }
 }
 
+/// Whether an image for `offered` serves `wanted`. One that names no platform does.
+pub(super) fn fits(wanted: &Platform, offered: &Platform) -> bool {
+    offered.os.is_empty() || offered.architecture.is_empty() || wanted.rank(offered).is_some()
+}
+
+pub(super) fn refusal(wanted: &Platform, offered: &Platform) -> String {
+    format!("no image for platform {wanted}; it offers {offered} only")
+}
+
 fn digest_of(bytes: &[u8], like: &Digest) -> Digest {
     let mut hasher = Hasher::new(like.algorithm());
     hasher.update(bytes);
@@ -180,7 +210,6 @@ pub(in crate::cache) async fn stored(
 pub(super) async fn config(
     documents: &Documents<'_>,
     descriptor: &Descriptor,
-    limit: u64,
 ) -> Result<Bytes, Error> {
     if let Some(bytes) = stored(
         documents.store,
@@ -194,7 +223,7 @@ pub(super) async fn config(
     }
     documents
         .repository
-        .blob_bytes(descriptor, limit)
+        .blob_bytes(descriptor, MAX_CONFIG_BYTES)
         .await
         .map_err(|source| Error::Registry {
             reference: documents.reference.to_owned(),

@@ -24,8 +24,6 @@ use super::documents::{self, Documents, Selected};
 use super::plan::{Fault, Plan};
 use super::progress::{Board, INTERVAL};
 
-/// A larger image config is refused.
-const MAX_CONFIG_BYTES: u64 = 8 << 20;
 /// Labels kept in an image record, and bytes of all of them.
 const MAX_LABELS: usize = 256;
 const MAX_LABEL_BYTES: usize = 64 << 10;
@@ -200,10 +198,9 @@ impl Run<'_> {
         }
     }
 
-    /// Whether the platform of the config is acceptable, where no index vouched for it. A config that names none is.
+    /// Whether the platform of the config is acceptable, where no index vouched for it.
     fn fits(&self, selected: &Selected, offered: &Platform) -> bool {
-        let unnamed = offered.os.is_empty() || offered.architecture.is_empty();
-        selected.platform_known || unnamed || self.platform.rank(offered).is_some()
+        selected.platform_known || documents::fits(self.platform, offered)
     }
 
     /// Brings config and layers into the store, all at once.
@@ -226,11 +223,7 @@ impl Run<'_> {
         board.plan(&plan);
         board.phase(Phase::Fetching);
 
-        let mut config_json = pin!(documents::config(
-            documents,
-            &selected.manifest.config,
-            MAX_CONFIG_BYTES
-        ));
+        let mut config_json = pin!(documents::config(documents, &selected.manifest.config));
         let mut config: Option<(ImageConfig, Bytes)> = None;
         let mut running = FuturesUnordered::new();
         let mut joined: BTreeSet<Digest> = BTreeSet::new();
@@ -333,10 +326,7 @@ impl Run<'_> {
         if !self.fits(selected, &config.platform) {
             return Err(Error::Platform {
                 reference: self.reference.clone(),
-                cause: format!(
-                    "no image for platform {}; the image is for {} only",
-                    self.platform, config.platform
-                ),
+                cause: documents::refusal(self.platform, &config.platform),
             });
         }
         Ok(config)
