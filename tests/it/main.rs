@@ -1,6 +1,9 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
+mod agent;
+mod doors;
 mod erofs;
 mod ingest;
 mod pull;
 mod support;
+mod wire;
