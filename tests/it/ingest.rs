@@ -225,6 +225,10 @@ fn populate(dir: &Path) {
     sparse.write_all_at(b"start", 0).unwrap();
     sparse.write_all_at(&noise(5, 70_000), 10_000_003).unwrap();
     sparse.write_all_at(b"end", (40 << 20) - 3).unwrap();
+    let holey = std::fs::File::create(dir.join("holey")).unwrap();
+    for n in 0..60 {
+        holey.write_all_at(&noise(n, 5000), n * 50_000).unwrap();
+    }
     std::fs::File::create(dir.join("holes"))
         .unwrap()
         .set_len(1 << 20)
@@ -620,6 +624,39 @@ fn limits_are_kept() {
             .to_string();
         assert!(text.contains(key), "{text}");
         assert_eq!(left_over(&bench), [""; 0], "{key}");
+    }
+}
+
+#[test]
+fn a_few_bytes_cannot_ask_for_endless_zeros() {
+    let map: Vec<_> = (0..100_u64).map(|n| format!("{},1", n << 24)).collect();
+    let mut records = String::new();
+    for (key, value) in [
+        ("GNU.sparse.size", (1_u64 << 40).to_string()),
+        ("GNU.sparse.map", map.join(",")),
+    ] {
+        let body = key.len() + value.len() + 3;
+        let len = (1..9)
+            .find(|digits| (body + digits).to_string().len() == *digits)
+            .unwrap()
+            + body;
+        records += &format!("{len} {key}={value}\n");
+    }
+    let tar = Tar::new()
+        .entry(b'x', "pax", "", records.as_bytes())
+        .file("sparse", &[1; 100])
+        .end();
+    for (max_layer_bytes, key) in [(1 << 40, "max_ratio"), (1 << 20, "max_layer_bytes")] {
+        let bench = Bench::with(Limits {
+            max_layer_bytes,
+            ..Limits::default()
+        });
+        let text = bench
+            .ingest(&tar, Compression::None)
+            .unwrap_err()
+            .to_string();
+        assert!(text.contains(key) && text.contains("sparse"), "{text}");
+        assert_eq!(left_over(&bench), [""; 0]);
     }
 }
 

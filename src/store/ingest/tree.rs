@@ -27,7 +27,7 @@ const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Symlinks followed on the way to one parent, as Linux has it.
 const MAX_HOPS: usize = 40;
 /// Components walked on the way to one parent, symlinks included.
-const MAX_STEPS: usize = 8192;
+const MAX_STEPS: usize = 4096;
 /// Names, link targets and attributes of one layer together, in bytes; they are held in memory.
 const MAX_METADATA: u64 = 256 << 20;
 /// Value of an extended attribute, as Linux has it.
@@ -460,10 +460,11 @@ impl<'a> Walk<'a> {
             self.stack.clear();
             self.len = 0;
         }
-        let parts = target.split(|&b| b == b'/');
+        // Those that lead nowhere cost time too.
+        self.steps += target.iter().filter(|&&b| b == b'/').count();
+        let parts = target.split(|&b| b == b'/').rev();
         self.todo.extend(
             parts
-                .rev()
                 .filter(|part| !matches!(*part, b"" | b"."))
                 .map(|part| Cow::Owned(part.to_vec())),
         );
