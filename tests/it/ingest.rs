@@ -10,9 +10,10 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::Ordering;
 
-use larder::image::{Compression, DiffId, Digest};
+use larder::image::{Compression, DiffId, Digest, ImageId, Platform};
 use larder::store::{
-    Error, Layer, LayerCounters, LayerSource, Lease, Limits, Metrics, Options, Store,
+    Error, ImageCommit, ImageRecord, Layer, LayerCounters, LayerRef, LayerSource, Lease, Limits,
+    Metrics, Options, Store,
 };
 use proptest::prelude::*;
 use tar::{Builder, EntryType, Header};
@@ -480,6 +481,90 @@ fn layers_merge_with_whiteouts() {
         ]
     );
     assert_eq!(std::fs::read(dir.join("etc/keep")).unwrap(), b"keep");
+}
+
+#[test]
+fn the_kernel_shows_what_unpacking_gives() {
+    let name = "the_kernel_shows_what_unpacking_gives";
+    let bench = Bench::new();
+    let from = bench.root.path().join("from");
+    populate(&from);
+    let Ok(made) = Command::new("tar")
+        .args([
+            "--format=pax",
+            "--xattrs",
+            "--xattrs-include=*",
+            "--sparse",
+            "-cf",
+            "-",
+            "-C",
+        ])
+        .args([&from, Path::new(".")])
+        .output()
+    else {
+        return skip(name, "tar is not installed");
+    };
+    let upper = Tar::new()
+        .dir("./")
+        .dir("usr/")
+        .dir("usr/lib/")
+        .file("usr/lib/.wh.copy", b"")
+        .dir("usr/lib/deep/")
+        .file("usr/lib/deep/.wh..wh..opq", b"")
+        .file("usr/lib/deep/new", b"new")
+        .dir("empty/")
+        .file("empty/inner", &noise(50, 5000))
+        .file("usr/lib/large", &noise(51, 2_000_000))
+        .file(".wh.dangling", b"")
+        .end();
+    let (lower, _) = bench
+        .ingest(&gzip(&made.stdout), Compression::Gzip)
+        .unwrap();
+    let (upper, _) = bench.ingest(&gzip(&upper), Compression::Gzip).unwrap();
+    let digest = Digest::sha256(b"{}");
+    let layer = |layer: &Layer| LayerRef {
+        diff_id: layer.diff_id.clone(),
+        blob: digest.clone(),
+        size: 1,
+        media_type: String::new(),
+    };
+    let record = ImageRecord {
+        id: ImageId(digest.clone()),
+        platform: Platform::new("linux", "amd64", ""),
+        manifest: digest.clone(),
+        layers: vec![layer(&lower), layer(&upper)],
+        created: None,
+        size: 1,
+        user: String::new(),
+        labels: BTreeMap::new(),
+        pulled_at: 0,
+        last_used_at: 0,
+        pinned: false,
+    };
+    let commit = ImageCommit {
+        record,
+        names: Vec::new(),
+        blobs: vec![(digest.clone(), bytes::Bytes::from_static(b"{}"))],
+    };
+    bench
+        .store
+        .commit_image(commit, &bench.store.lease())
+        .unwrap();
+    let target = bench.root.path().join("mounted");
+    std::fs::create_dir(&target).unwrap();
+    match bench.store.mount(&ImageId(digest), &target) {
+        Err(Error::MountUnsupported { cause }) => return skip(name, &cause),
+        mounted => mounted.unwrap(),
+    }
+    let shown = std::panic::catch_unwind(|| facts(&target));
+    bench.store.umount(&target).unwrap();
+    let dir = bench.unpack(&[&lower, &upper], "unpacked");
+    let (shown, written) = (shown.unwrap(), facts(&dir));
+    let names = |facts: &BTreeMap<String, String>| facts.keys().cloned().collect::<Vec<_>>();
+    assert_eq!(names(&shown), names(&written));
+    for (name, fact) in shown {
+        assert_eq!(fact, written[&name], "{name}");
+    }
 }
 
 #[test]

@@ -23,7 +23,7 @@ use layer::{Finished, LayerSink};
 use tar::{Bounds, Parser};
 
 pub(super) use layer::INLINE_MAX;
-pub(super) use tree::OPAQUE;
+pub(super) use tree::{IMPLIED, OPAQUE};
 
 use super::idx::{IdxParts, Inline, LayerParts};
 use super::{Error, Layer, LayerCounters, LayerSource, Lease, Store};
