@@ -222,8 +222,13 @@ fn a_crash_before_the_image_leaves_nothing() {
     let store = open(crashed.path());
     assert_eq!(store.usage().layers, 0);
     let after = du(crashed.path());
-    let database = fs::metadata(crashed.path().join("larder.redb")).unwrap().len();
-    assert!(after < before + 400_000, "{before} {after}, database {database}");
+    let database = fs::metadata(crashed.path().join("larder.redb"))
+        .unwrap()
+        .len();
+    assert!(
+        after < before + 400_000,
+        "{before} {after}, database {database}"
+    );
     assert_eq!(
         fs::read_dir(crashed.path().join("packs")).unwrap().count(),
         0

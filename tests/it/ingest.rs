@@ -230,10 +230,10 @@ fn populate(dir: &Path) {
     std::os::unix::fs::symlink("../over", dir.join("usr/lib/deep/sym")).unwrap();
     std::os::unix::fs::symlink("/absolute", dir.join("dangling")).unwrap();
     let sparse = std::fs::File::create(dir.join("sparse")).unwrap();
-    sparse.set_len(40 << 20).unwrap();
+    sparse.set_len(16 << 20).unwrap();
     sparse.write_all_at(b"start", 0).unwrap();
     sparse.write_all_at(&noise(5, 70_000), 10_000_003).unwrap();
-    sparse.write_all_at(b"end", (40 << 20) - 3).unwrap();
+    sparse.write_all_at(b"end", (16 << 20) - 3).unwrap();
     let holey = std::fs::File::create(dir.join("holey")).unwrap();
     for n in 0..60 {
         holey.write_all_at(&noise(n, 5000), n * 50_000).unwrap();
@@ -564,6 +564,75 @@ fn the_kernel_shows_what_unpacking_gives() {
     assert_eq!(names(&shown), names(&written));
     for (name, fact) in shown {
         assert_eq!(fact, written[&name], "{name}");
+    }
+}
+
+#[test]
+fn damage_is_named() {
+    let tar = Tar::new()
+        .file("f", &noise(1, 100_000))
+        .file("s", b"small")
+        .end();
+    let only = |bench: &Bench, folder: &str, end: &str| {
+        let files = std::fs::read_dir(bench.store.root().join(folder)).unwrap();
+        let mut paths = files.map(|file| file.unwrap().path());
+        paths
+            .find(|path| path.to_str().unwrap().ends_with(end))
+            .unwrap()
+    };
+    let flip = |path: &Path, at: u64| {
+        let file = std::fs::File::options().write(true).open(path).unwrap();
+        file.write_all_at(b"damaged", at).unwrap();
+    };
+    type Spoil<'a> = Box<dyn Fn(&Bench) + 'a>;
+    let cases: Vec<(&str, &str, Spoil<'_>)> = vec![
+        (
+            "packs/",
+            "flipped",
+            Box::new(|bench| flip(&only(bench, "packs", ".pack"), 50_000)),
+        ),
+        (
+            "packs/",
+            "absent",
+            Box::new(|bench| std::fs::remove_file(only(bench, "packs", ".pack")).unwrap()),
+        ),
+        (
+            "packs/",
+            "cut",
+            Box::new(|bench| {
+                let pack = std::fs::File::options()
+                    .write(true)
+                    .open(only(bench, "packs", ".pack"))
+                    .unwrap();
+                pack.set_len(4096).unwrap();
+            }),
+        ),
+        (
+            "layers/",
+            "tree",
+            Box::new(|bench| flip(&only(bench, "layers", ".erofs"), 1030)),
+        ),
+        (
+            "layers/",
+            "recipe",
+            Box::new(|bench| flip(&only(bench, "layers", ".idx"), 100)),
+        ),
+    ];
+    for (subject, name, spoil) in cases {
+        let bench = Bench::new();
+        let (layer, _) = bench.ingest(&tar, Compression::None).unwrap();
+        spoil(&bench);
+        let to = bench.root.path().join("out");
+        let unpacked = bench.store.unpack(&[layer.diff_id.clone()], &to);
+        let Err(Error::Damaged { subject: found, .. }) = &unpacked else {
+            panic!("{name}: {unpacked:?}")
+        };
+        assert!(found.starts_with(subject), "{name}: {found}");
+        let exported = bench.store.export_tar(&layer.diff_id, &mut Vec::new());
+        assert!(
+            matches!(exported, Err(Error::Damaged { .. } | Error::Invalid(_))),
+            "{name}: {exported:?}"
+        );
     }
 }
 
