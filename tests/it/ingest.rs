@@ -623,7 +623,9 @@ fn damage_is_named() {
         let (layer, _) = bench.ingest(&tar, Compression::None).unwrap();
         spoil(&bench);
         let to = bench.root.path().join("out");
-        let unpacked = bench.store.unpack(&[layer.diff_id.clone()], &to);
+        let unpacked = bench
+            .store
+            .unpack(std::slice::from_ref(&layer.diff_id), &to);
         let Err(Error::Damaged { subject: found, .. }) = &unpacked else {
             panic!("{name}: {unpacked:?}")
         };
