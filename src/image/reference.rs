@@ -3,7 +3,20 @@
 use std::fmt;
 use std::str::FromStr;
 
-use super::Digest;
+use super::{Digest, excerpt};
+
+/// The registry of names that name none.
+const DEFAULT_DOMAIN: &str = "docker.io";
+/// An old name of the default registry.
+const LEGACY_DOMAIN: &str = "index.docker.io";
+/// Where the default registry keeps repositories of one element.
+const OFFICIAL: &str = "library/";
+/// Most characters of a repository name, its registry apart.
+const MAX_PATH: usize = 255;
+/// Most characters of a tag.
+const MAX_TAG: usize = 128;
+/// A DNS name has at most 253 characters; with brackets, colon and port this is ample.
+const MAX_DOMAIN: usize = 265;
 
 /// A normalised image reference: `host[:port]/repository[:tag][@digest]`.
 ///
@@ -59,17 +72,219 @@ impl Reference {
         format!("{}/{}@{}", self.domain, self.path, digest)
     }
     /// The short form people type: `docker.io/library/busybox:latest` is `busybox:latest`.
+    /// Always parses to this reference again, so a name that would mean something else when shortened stays whole.
     pub fn familiar(&self) -> String {
-        todo!()
+        let full = self.to_string();
+        if *self.domain != *DEFAULT_DOMAIN {
+            return full;
+        }
+        let rest = full
+            .strip_prefix(DEFAULT_DOMAIN)
+            .and_then(|rest| rest.strip_prefix('/'))
+            .unwrap_or(&full);
+        [rest.strip_prefix(OFFICIAL).unwrap_or(rest), rest]
+            .into_iter()
+            .find(|short| short.parse::<Reference>().is_ok_and(|back| back == *self))
+            .map_or_else(|| full.clone(), str::to_owned)
     }
 }
 
 impl FromStr for Reference {
     type Err = ReferenceError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let _ = text;
-        todo!()
+        parse(text).map_err(|reason| ReferenceError {
+            text: excerpt(text),
+            reason,
+        })
     }
+}
+
+fn parse(text: &str) -> Result<Reference, String> {
+    check_shape(text)?;
+    let (domain, remainder) = split_domain(text);
+    check_domain(domain)?;
+
+    let (named, digest) = match remainder.split_once('@') {
+        Some((named, digest)) => {
+            let digest: Digest = digest.parse().map_err(|e| format!("{e}"))?;
+            (named, Some(digest))
+        }
+        None => (remainder, None),
+    };
+    let (path, tag) = match named.split_once(':') {
+        Some((path, tag)) => (path, Some(tag)),
+        None => (named, None),
+    };
+    let path = if domain == DEFAULT_DOMAIN && !path.contains('/') {
+        format!("{OFFICIAL}{path}")
+    } else {
+        path.to_owned()
+    };
+    check_path(&path)?;
+    if let Some(tag) = tag {
+        check_tag(tag)?;
+    }
+    let tag = match (tag, &digest) {
+        (None, None) => Some("latest"),
+        (tag, _) => tag,
+    };
+    Ok(Reference {
+        domain: domain.into(),
+        path: path.into(),
+        tag: tag.map(Into::into),
+        digest,
+    })
+}
+
+/// Mistakes that the grammar would report in a roundabout way.
+fn check_shape(text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        return Err("it is empty; write a name such as docker.io/library/busybox:1.36".into());
+    }
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err("it contains a space or control character; remove it".into());
+    }
+    if let Some((scheme, rest)) = text.split_once("://") {
+        return Err(format!(
+            "leave out {:?} and write {:?}",
+            excerpt(&format!("{scheme}://")),
+            excerpt(rest)
+        ));
+    }
+    if !text.is_ascii() {
+        return Err("only ASCII letters, digits and punctuation may appear in it".into());
+    }
+    if text.len() == 64 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+        return Err("64 hex digits are an image id, not a name; write sha256: before an id".into());
+    }
+    Ok(())
+}
+
+/// The first element is a registry only if it cannot be part of a repository name.
+fn split_domain(text: &str) -> (&str, &str) {
+    match text.split_once('/') {
+        Some((LEGACY_DOMAIN, rest)) => (DEFAULT_DOMAIN, rest),
+        Some((first, rest))
+            if first == "localhost"
+                || first.contains(['.', ':'])
+                || first.bytes().any(|b| b.is_ascii_uppercase()) =>
+        {
+            (first, rest)
+        }
+        _ => (DEFAULT_DOMAIN, text),
+    }
+}
+
+fn check_domain(domain: &str) -> Result<(), String> {
+    let refuse = |what: &str| Err(format!("registry {:?} {what}", excerpt(domain)));
+    if domain.len() > MAX_DOMAIN {
+        return refuse("is too long for a host name");
+    }
+    let (host, port) = match domain.strip_prefix('[') {
+        Some(rest) => {
+            let Some((address, after)) = rest.split_once(']') else {
+                return refuse("opens a bracket and does not close it");
+            };
+            if address.is_empty() || !address.bytes().all(|b| b.is_ascii_hexdigit() || b == b':') {
+                return refuse("has no IPv6 address between its brackets");
+            }
+            match after.strip_prefix(':') {
+                Some(port) => (None, Some(port)),
+                None if after.is_empty() => (None, None),
+                None => return refuse("has something other than a port after its brackets"),
+            }
+        }
+        None => match domain.split_once(':') {
+            Some((host, port)) => (Some(host), Some(port)),
+            None => (Some(domain), None),
+        },
+    };
+    if port.is_some_and(|port| port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit())) {
+        return refuse("has a port that is not a number");
+    }
+    if host.is_some_and(|host| !host.split('.').all(is_domain_component)) {
+        return refuse("is not a host name; only letters, digits, '-' and '.' may appear in one");
+    }
+    Ok(())
+}
+
+fn is_domain_component(component: &str) -> bool {
+    !component.starts_with('-')
+        && !component.ends_with('-')
+        && !component.is_empty()
+        && component
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b == b'-')
+}
+
+fn check_path(path: &str) -> Result<(), String> {
+    if path.bytes().any(|b| b.is_ascii_uppercase()) {
+        return Err(format!(
+            "repository names are lower case; write {:?}",
+            excerpt(&path.to_ascii_lowercase())
+        ));
+    }
+    if path.len() > MAX_PATH {
+        return Err(format!(
+            "the repository name has {} characters, the limit is {MAX_PATH}",
+            path.len()
+        ));
+    }
+    match path
+        .split('/')
+        .find(|component| !is_path_component(component))
+    {
+        None => Ok(()),
+        Some("") => Err("a repository name has no empty element; check the slashes".into()),
+        Some(component) => Err(format!(
+            "{component:?} is no element of a repository name: lower-case letters and digits, \
+             separated by one '.', one or two '_', or any number of '-'"
+        )),
+    }
+}
+
+/// Runs of letters and digits, joined by the separators `.`, `_`, `__` and any number of `-`.
+fn is_path_component(component: &str) -> bool {
+    let mut rest = component;
+    loop {
+        let after = rest.trim_start_matches(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+        if after.len() == rest.len() {
+            return false;
+        }
+        if after.is_empty() {
+            return true;
+        }
+        rest = if let Some(after) = after.strip_prefix("__") {
+            after
+        } else if let Some(after) = after.strip_prefix(['.', '_']) {
+            after
+        } else {
+            // No separator at all leaves a character that is neither, which ends the next turn.
+            after.trim_start_matches('-')
+        };
+    }
+}
+
+fn check_tag(tag: &str) -> Result<(), String> {
+    if tag.len() > MAX_TAG {
+        return Err(format!(
+            "the tag has {} characters, the limit is {MAX_TAG}",
+            tag.len()
+        ));
+    }
+    let word = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+    let good = tag.bytes().next().is_some_and(word)
+        && tag.bytes().all(|b| word(b) || b == b'.' || b == b'-');
+    if good {
+        return Ok(());
+    }
+    Err(if tag.is_empty() {
+        "the tag is empty; write one after the colon, or leave the colon out".into()
+    } else {
+        format!(
+            "tag {tag:?} may have letters, digits, '_', '.' and '-' only, and must not begin with '.' or '-'"
+        )
+    })
 }
 
 impl fmt::Display for Reference {
@@ -82,5 +297,255 @@ impl fmt::Display for Reference {
             write!(f, "@{digest}")?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const HEX: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn normalises() {
+        let d = format!("sha256:{HEX}");
+        let long_path = "a".repeat(255);
+        let table = [
+            (
+                "busybox",
+                "docker.io/library/busybox:latest",
+                "busybox:latest",
+            ),
+            (
+                "busybox:1.36",
+                "docker.io/library/busybox:1.36",
+                "busybox:1.36",
+            ),
+            (
+                "library/busybox",
+                "docker.io/library/busybox:latest",
+                "busybox:latest",
+            ),
+            (
+                "grafana/loki",
+                "docker.io/grafana/loki:latest",
+                "grafana/loki:latest",
+            ),
+            (
+                "docker.io/busybox",
+                "docker.io/library/busybox:latest",
+                "busybox:latest",
+            ),
+            (
+                "index.docker.io/busybox",
+                "docker.io/library/busybox:latest",
+                "busybox:latest",
+            ),
+            ("index.docker.io/a/b:c", "docker.io/a/b:c", "a/b:c"),
+            (
+                "docker.io/library/a/b",
+                "docker.io/library/a/b:latest",
+                "library/a/b:latest",
+            ),
+            (
+                "docker.io/a.b/c",
+                "docker.io/a.b/c:latest",
+                "docker.io/a.b/c:latest",
+            ),
+            (
+                "docker.io/localhost/c",
+                "docker.io/localhost/c:latest",
+                "docker.io/localhost/c:latest",
+            ),
+            (
+                "docker.io",
+                "docker.io/library/docker.io:latest",
+                "docker.io:latest",
+            ),
+            ("localhost/a", "localhost/a:latest", "localhost/a:latest"),
+            (
+                "localhost",
+                "docker.io/library/localhost:latest",
+                "localhost:latest",
+            ),
+            (
+                "localhost:5000",
+                "docker.io/library/localhost:5000",
+                "localhost:5000",
+            ),
+            (
+                "localhost:5000/a",
+                "localhost:5000/a:latest",
+                "localhost:5000/a:latest",
+            ),
+            (
+                "127.0.0.1:5000/a/b:c",
+                "127.0.0.1:5000/a/b:c",
+                "127.0.0.1:5000/a/b:c",
+            ),
+            ("[::1]/a", "[::1]/a:latest", "[::1]/a:latest"),
+            (
+                "[2001:db8::1]:5000/a:b",
+                "[2001:db8::1]:5000/a:b",
+                "[2001:db8::1]:5000/a:b",
+            ),
+            ("Host/a", "Host/a:latest", "Host/a:latest"),
+            (
+                "Host.Example/a",
+                "Host.Example/a:latest",
+                "Host.Example/a:latest",
+            ),
+            ("quay.io/a/b", "quay.io/a/b:latest", "quay.io/a/b:latest"),
+            (
+                "xn--n3h.com/a",
+                "xn--n3h.com/a:latest",
+                "xn--n3h.com/a:latest",
+            ),
+            ("a/b.c/d", "docker.io/a/b.c/d:latest", "a/b.c/d:latest"),
+            (
+                "a__b/c_d/e---f/g.h",
+                "docker.io/a__b/c_d/e---f/g.h:latest",
+                "a__b/c_d/e---f/g.h:latest",
+            ),
+            ("a:_", "docker.io/library/a:_", "a:_"),
+            (
+                "a:V1.2-rc_3",
+                "docker.io/library/a:V1.2-rc_3",
+                "a:V1.2-rc_3",
+            ),
+        ];
+        for (text, full, familiar) in table {
+            let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(reference.to_string(), full, "{text}");
+            assert_eq!(reference.familiar(), familiar, "{text}");
+        }
+        for (text, full) in [
+            (
+                format!("busybox@{d}"),
+                format!("docker.io/library/busybox@{d}"),
+            ),
+            (
+                format!("busybox:1@{d}"),
+                format!("docker.io/library/busybox:1@{d}"),
+            ),
+            (format!("h.x:1/a/b:c@{d}"), format!("h.x:1/a/b:c@{d}")),
+            (format!("{HEX}:tag"), format!("docker.io/library/{HEX}:tag")),
+            (format!("a/{HEX}"), format!("docker.io/a/{HEX}:latest")),
+            (
+                format!("h.x/{long_path}"),
+                format!("h.x/{long_path}:latest"),
+            ),
+            (
+                format!("a:{}", "t".repeat(128)),
+                format!("docker.io/library/a:{}", "t".repeat(128)),
+            ),
+        ] {
+            let reference: Reference = text.parse().unwrap_or_else(|e| panic!("{e}"));
+            assert_eq!(reference.to_string(), full);
+        }
+    }
+
+    #[test]
+    fn splits() {
+        let d = format!("sha256:{HEX}");
+        let r: Reference = format!("h:5000/a/b:c@{d}").parse().unwrap();
+        assert_eq!((r.domain(), r.path()), ("h:5000", "a/b"));
+        assert_eq!(r.tag(), Some("c"));
+        assert_eq!(r.digest().unwrap().to_string(), d);
+        assert_eq!(r.repository(), "h:5000/a/b");
+        assert_eq!(r.tagged().unwrap(), "h:5000/a/b:c");
+        let r: Reference = format!("a@{d}").parse().unwrap();
+        assert_eq!((r.tag(), r.tagged()), (None, None));
+        assert_eq!(
+            r.digested(r.digest().unwrap()),
+            format!("docker.io/library/a@{d}")
+        );
+    }
+
+    #[test]
+    fn refuses_with_a_reason() {
+        for (text, reason) in [
+            ("", "empty"),
+            (" busybox", "space"),
+            ("busy box", "space"),
+            ("busybox\n", "space or control"),
+            ("a\0b", "control"),
+            ("https://quay.io/a/b", "write \"quay.io/a/b\""),
+            ("docker://busybox", "leave out \"docker://\""),
+            (HEX, "image id"),
+            ("Busybox", "write \"library/busybox\""),
+            ("a/Busybox", "write \"a/busybox\""),
+            ("h.x/A:Tag", "write \"a\""),
+            ("b\u{fc}sybox", "ASCII"),
+            ("a:", "tag is empty"),
+            (":tag", "element"),
+            ("a:-x", "must not begin"),
+            ("a:.x", "must not begin"),
+            ("a:x+y", "letters, digits"),
+            ("a@", "no algorithm"),
+            ("a@sha256:12", "exactly 64"),
+            ("a@md5:d41d8cd98f00b204e9800998ecf8427e", "sha256 or sha512"),
+            ("@sha256:ba78", "exactly 64"),
+            ("a//b", "empty element"),
+            ("/a", "empty element"),
+            ("a/", "empty element"),
+            ("h.x/", "empty element"),
+            ("a_/b", "\"a_\""),
+            ("-a", "\"-a\""),
+            ("a..b/c", "host name"),
+            ("x/a..b", "\"a..b\""),
+            ("x/a___b", "\"a___b\""),
+            ("x/a._b", "\"a._b\""),
+            ("x/a-_b", "\"a-_b\""),
+            ("x/a*b", "\"a*b\""),
+            ("..", "\"..\""),
+            ("../etc/passwd", "host name"),
+            ("h:x/a", "port"),
+            ("h:/a", "port"),
+            (":5000/a", "host name"),
+            ("-h.x/a", "host name"),
+            ("a_b.c/d", "host name"),
+            ("[::1/a", "does not close"),
+            ("[]:1/a", "IPv6"),
+            ("[::g]:1/a", "IPv6"),
+            ("[::1]5000/a", "after its brackets"),
+            ("[::1]:/a", "port"),
+            ("a:b:c", "tag"),
+            ("user:password@h.x/a", "port"),
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains(reason), "{text:?}: {error}");
+        }
+        for text in [
+            format!("h.x/{}", "a".repeat(256)),
+            format!("a:{}", "t".repeat(129)),
+            format!("{}.x/a", "h".repeat(300)),
+            format!("{HEX}@sha256:{}", HEX.to_uppercase()),
+            "a/".repeat(1 << 20),
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.len() < 800, "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(text in ".{0,80}") {
+            let _ = text.parse::<Reference>();
+        }
+
+        #[test]
+        fn reads_back_what_it_writes(
+            text in "([A-Za-z0-9.-]{1,12}(:[0-9]{1,5})?/|\\[[0-9a-f:]{1,9}\\]/)?\
+                     [a-z0-9._/-]{1,20}(:[A-Za-z0-9_.-]{1,12})?(@sha256:[0-9a-f]{64})?"
+        ) {
+            if let Ok(reference) = text.parse::<Reference>() {
+                let full = reference.to_string();
+                prop_assert_eq!(&full.parse::<Reference>().unwrap(), &reference);
+                prop_assert_eq!(&reference.familiar().parse::<Reference>().unwrap(), &reference);
+                prop_assert!(reference.tag().is_some() || reference.digest().is_some());
+            }
+        }
     }
 }
