@@ -194,7 +194,12 @@ pub struct Cache {}
 
 impl Cache {
     /// A cache over a store and a registry client. Needs a tokio runtime.
-    pub fn new(config: Config, store: store::Store, registry: registry::Client, metrics: Metrics) -> Self {
+    pub fn new(
+        config: Config,
+        store: store::Store,
+        registry: registry::Client,
+        metrics: Metrics,
+    ) -> Self {
         let _ = (config, store, registry, metrics);
         todo!()
     }
@@ -228,7 +233,11 @@ impl Cache {
         todo!()
     }
     /// Verifies the store. `progress(done, total)` in bytes.
-    pub async fn fsck(&self, repair: bool, progress: impl FnMut(u64, u64) + Send + 'static) -> Result<store::FsckReport, Error> {
+    pub async fn fsck(
+        &self,
+        repair: bool,
+        progress: impl FnMut(u64, u64) + Send + 'static,
+    ) -> Result<store::FsckReport, Error> {
         let _ = (repair, progress);
         todo!()
     }
@@ -286,7 +295,9 @@ pub enum Error {
         cause: String,
     },
     /// A layer is not what the config says.
-    #[error("{reference}: layer {blob} unpacks to {found}, the config says {expected}; the image is broken, push it again")]
+    #[error(
+        "{reference}: layer {blob} unpacks to {found}, the config says {expected}; the image is broken, push it again"
+    )]
     DiffIdMismatch {
         /// What was pulled.
         reference: String,

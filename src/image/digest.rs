@@ -76,7 +76,11 @@ impl Digest {
     }
     /// SHA-256 of `bytes`.
     pub fn sha256(bytes: &[u8]) -> Self {
-        let mut hasher = Hasher::new(Algorithm::Sha256);
+        Self::of(Algorithm::Sha256, bytes)
+    }
+    /// Digest of `bytes` by any algorithm.
+    pub fn of(algorithm: Algorithm, bytes: &[u8]) -> Self {
+        let mut hasher = Hasher::new(algorithm);
         hasher.update(bytes);
         hasher.finish()
     }
@@ -107,6 +111,15 @@ impl Hasher {
             algorithm,
             hex: hex.into_boxed_str(),
         }
+    }
+}
+
+impl fmt::Debug for Hasher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.0 {
+            State::Sha256(_) => "Hasher(sha256)",
+            State::Sha512(_) => "Hasher(sha512)",
+        })
     }
 }
 

@@ -85,7 +85,7 @@ pub enum ManifestError {
     #[error(
         "the manifest describes an artifact of type {0:?}, not an image; name an image, or fetch it with a tool for that type"
     )]
-    Artifact(String),
+    NotAnImage(String),
     /// A layer type that cannot be unpacked.
     #[error("layer {digest} has media type {media_type:?}, which is not a tar, gzip or zstd layer")]
     UnsupportedLayer {
@@ -171,6 +171,9 @@ impl Document {
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
         let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         limit("bytes", length, MAX_MANIFEST_BYTES)?;
+        if content_type.map(MediaType::parse) == Some(MediaType::Schema1) {
+            return Err(ManifestError::Schema1);
+        }
         let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| {
             let sent = content_type.map_or_else(String::new, |sent| {
                 format!("; the registry calls it {:?}", excerpt(sent))
@@ -215,9 +218,6 @@ fn kind(raw: &RawDocument, content_type: Option<&str>) -> Result<Kind, ManifestE
     let sent_kind = match content_type.map(MediaType::parse) {
         Some(MediaType::Manifest) => Some(Kind::Manifest),
         Some(MediaType::Index) => Some(Kind::Index),
-        Some(MediaType::Schema1) => {
-            return malformed("the registry calls it Docker schema 1, but it is not");
-        }
         _ => None,
     };
     let shape = match (image, raw.manifests.is_some(), raw.fs_layers.is_some()) {
@@ -255,7 +255,7 @@ fn manifest(raw: RawDocument) -> Result<Manifest, ManifestError> {
         && !LENIENT_CONFIG_TYPES.contains(&config.media_type.as_str())
     {
         let named = raw.artifact_type.filter(|named| !named.is_empty());
-        return Err(ManifestError::Artifact(excerpt(
+        return Err(ManifestError::NotAnImage(excerpt(
             &named.unwrap_or(config.media_type),
         )));
     }
@@ -329,7 +329,7 @@ impl Index {
     }
 
     /// Each platform once, in document order, at most 20.
-    fn offered(&self) -> String {
+    pub fn offered(&self) -> String {
         const MOST: usize = 20;
         let mut names: Vec<String> = Vec::new();
         let mut more = false;

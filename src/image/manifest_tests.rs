@@ -155,7 +155,7 @@ fn decides_the_kind() {
             &manifest,
             None,
             Some("application/vnd.docker.distribution.manifest.v1+json"),
-            "but it is not",
+            "obsolete",
         ),
     ] {
         let value = match own {

@@ -43,7 +43,6 @@ impl Platform {
     /// The platform this program was built for, always `linux` in practice.
     pub fn host() -> Self {
         let architecture = match std::env::consts::ARCH {
-            "x86" => "386",
             "powerpc64" if cfg!(target_endian = "little") => "ppc64le",
             "powerpc64" => "ppc64",
             "loongarch64" => "loong64",
@@ -142,7 +141,7 @@ impl Platform {
 fn normalise(architecture: String, variant: String) -> (String, String) {
     let pair = |architecture: &str, variant: &str| (architecture.to_owned(), variant.to_owned());
     match (architecture.as_str(), variant.as_str()) {
-        ("i386", _) => pair("386", ""),
+        ("i386" | "x86", _) => pair("386", ""),
         ("x86_64" | "x86-64" | "amd64", "v1") => pair("amd64", ""),
         ("x86_64" | "x86-64", other) => pair("amd64", other),
         ("aarch64" | "arm64", "8" | "v8" | "v8.0") => pair("arm64", ""),
@@ -152,6 +151,7 @@ fn normalise(architecture: String, variant: String) -> (String, String) {
         ("armel", _) => pair("arm", "v6"),
         ("arm", "" | "7") => pair("arm", "v7"),
         ("arm", "5" | "6" | "8") => ("arm".to_owned(), format!("v{variant}")),
+        ("ppc64el" | "powerpc64le", variant) => pair("ppc64le", variant),
         _ => (architecture, variant),
     }
 }
@@ -309,6 +309,7 @@ mod tests {
             ("linux/armhf", "linux/arm/v7"),
             ("linux/armel", "linux/arm/v6"),
             ("linux/i386", "linux/386"),
+            ("linux/ppc64el", "linux/ppc64le"),
             ("linux/s390x", "linux/s390x"),
             ("macos/arm64", "darwin/arm64"),
             ("wasi/wasm", "wasi/wasm"),

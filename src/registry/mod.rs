@@ -206,7 +206,10 @@ impl Error {
     pub fn is_transient(&self) -> bool {
         matches!(
             self.class,
-            ErrorClass::Unavailable | ErrorClass::RateLimited | ErrorClass::Server | ErrorClass::Broken
+            ErrorClass::Unavailable
+                | ErrorClass::RateLimited
+                | ErrorClass::Server
+                | ErrorClass::Broken
         )
     }
 }
@@ -224,7 +227,10 @@ impl Metrics {
 }
 
 /// Credentials from a docker `config.json` (auths, credHelpers, credsStore) for a registry domain.
-pub async fn docker_credentials(file: &std::path::Path, domain: &str) -> Result<Option<Credentials>, Error> {
+pub async fn docker_credentials(
+    file: &std::path::Path,
+    domain: &str,
+) -> Result<Option<Credentials>, Error> {
     let _ = (file, domain);
     todo!()
 }

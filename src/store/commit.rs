@@ -1,0 +1,174 @@
+//! Makes layers and images visible: the only writers of the database besides removal.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::idx::LayerParts;
+use super::records::{Change, ImageRow, LayerRow, NameRow};
+use super::types::{Image, ImageCommit, Layer};
+use super::{Error, Lease, Store, files, idx};
+
+impl Store {
+    /// Makes a layer durable under its diffID and protects it by the lease.
+    ///
+    /// Order: the extents are on disk already ([`super::pack::PackWriter::finish`]); `.erofs` and `.idx` are written
+    /// and fsynced under temporary names, renamed, the folder is fsynced; one durable transaction names them. A crash
+    /// before it leaves files that no row names.
+    pub(crate) fn commit_layer(&self, parts: LayerParts, lease: &Lease) -> Result<Layer, Error> {
+        let began = Instant::now();
+        let inner = &self.inner;
+        let id = parts.diff_id.clone();
+        let extents = parts.pack.used();
+        let bytes = idx::encode(&extents, &parts.idx);
+        let (staged_erofs, staged_idx) = (parts.staging.erofs(), parts.staging.idx());
+        let (erofs_bytes, erofs_hash) = files::hash(&staged_erofs)?;
+        // Guards the tree: without it a power cut could leave a row that names an empty file.
+        fs::File::open(&staged_erofs)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| Error::io("fsync", &staged_erofs, error))?;
+        files::write_durable(
+            &parts.staging.idx().with_extension("part"),
+            &staged_idx,
+            &bytes,
+        )?;
+
+        let _commits = inner.commits();
+        let before = {
+            let mut state = inner.state();
+            let row = state.records.layers.get(&id).cloned();
+            match row {
+                Some(row) if row.damaged.is_none() => {
+                    // Somebody else was quicker: theirs stays, dropping `parts` takes ours back.
+                    lease.hold(&mut state, &id);
+                    drop(state);
+                    let blob = Change::PutBlob(parts.source.blob.clone(), id.clone());
+                    inner.apply(vec![blob])?;
+                    return Ok(row.layer());
+                }
+                other => other,
+            }
+        };
+        // A damaged layer gives its extents back once the new one is in place.
+        let replaced = before
+            .and_then(|_| idx::read_head(&inner.layout.idx(&id)).ok())
+            .map(|head| head.extents);
+        for (from, to) in [
+            (&staged_erofs, inner.layout.erofs(&id)),
+            (&staged_idx, inner.layout.idx(&id)),
+        ] {
+            fs::rename(from, &to).map_err(|error| Error::io("rename to", &to, error))?;
+        }
+        files::sync_folder(&inner.layout.layers())?;
+        let row = LayerRow {
+            diff_id: id.clone(),
+            tar_bytes: parts.tar_bytes,
+            content_bytes: parts.content_bytes,
+            added_bytes: parts.pack.added() + erofs_bytes + bytes.len() as u64,
+            entries: parts.entries,
+            erofs_bytes,
+            erofs_hash,
+            idx_bytes: bytes.len() as u64,
+            idx_hash: blake3::hash(&bytes).to_hex().to_string(),
+            damaged: None,
+        };
+        let layer = row.layer();
+        let mut changes = vec![
+            Change::PutLayer(row),
+            Change::PutBlob(parts.source.blob.clone(), id.clone()),
+            Change::NextSegment(inner.state().records.next_segment),
+        ];
+        changes.extend(
+            parts
+                .pack
+                .segments()
+                .into_iter()
+                .filter(|(_, len)| *len > 0)
+                .map(|(segment, len)| Change::PutSegment(segment, len)),
+        );
+        lease.hold(&mut inner.state(), &id);
+        if let Err(error) = inner.apply(changes) {
+            // No row names them: give them up now rather than at the next start.
+            let _ = files::remove(&inner.layout.erofs(&id));
+            let _ = files::remove(&inner.layout.idx(&id));
+            return Err(error);
+        }
+        let added = parts.pack.added();
+        inner
+            .metrics
+            .saved(layer.content_bytes.saturating_sub(added));
+        parts.pack.keep();
+        if let Some(extents) = replaced {
+            inner.release(&extents);
+        }
+        inner.measure();
+        inner.metrics.took("commit_layer", began.elapsed());
+        Ok(layer)
+    }
+
+    /// Makes an image visible. Blocking: its blobs are fsynced, then one durable transaction names it.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`] when the store lacks one of its layers.
+    pub fn commit_image(&self, commit: ImageCommit, lease: &Lease) -> Result<Arc<Image>, Error> {
+        let began = Instant::now();
+        let inner = &self.inner;
+        let id = commit.record.id.clone();
+        let _commits = inner.commits();
+        {
+            let mut state = inner.state();
+            for layer in &commit.record.layers {
+                if !state.records.is_sound(&layer.diff_id) {
+                    return Err(Error::LayerMissing {
+                        image: id,
+                        diff_id: layer.diff_id.clone(),
+                    });
+                }
+                // Held while the transaction runs; the image itself holds them afterwards.
+                lease.hold(&mut state, &layer.diff_id);
+            }
+        }
+        for (digest, bytes) in &commit.blobs {
+            inner.put_blob(digest, bytes)?;
+        }
+        let changes = {
+            let state = inner.state();
+            let mut row = ImageRow {
+                record: commit.record.clone(),
+                blobs: commit
+                    .blobs
+                    .iter()
+                    .map(|(digest, _)| digest.clone())
+                    .collect(),
+                damaged: false,
+            };
+            if let Some(known) = state.records.images.get(&id) {
+                row.record.pinned |= known.record.pinned;
+                for blob in &known.blobs {
+                    if !row.blobs.contains(blob) {
+                        row.blobs.push(blob.clone());
+                    }
+                }
+            }
+            let mut changes = vec![Change::PutImage(row)];
+            for name in &commit.names {
+                let row = NameRow {
+                    image: id.clone(),
+                    target: name.target.clone(),
+                };
+                if state.records.names.get(&name.name) != Some(&row) {
+                    changes.push(Change::PutName(name.name.clone(), row));
+                }
+            }
+            changes
+        };
+        inner.apply(changes)?;
+        inner.measure();
+        inner.metrics.took("commit_image", began.elapsed());
+        let image = inner.state().records.visible().get(&id).cloned();
+        image.ok_or_else(|| Error::Damaged {
+            subject: id.to_string(),
+            cause: "it is not visible after its commit".to_owned(),
+        })
+    }
+}
