@@ -2,4 +2,6 @@
 
 mod erofs;
 mod ingest;
+mod licences;
 mod support;
+mod tidy;
