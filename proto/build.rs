@@ -1,4 +1,7 @@
 //! Compiles the wire contracts with protox: no protoc is needed.
+//!
+//! Each package's descriptors are written beside its code, for reflection and for the test that compares them with
+//! the published interface.
 
 use std::env;
 use std::fs;
@@ -9,8 +12,19 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    let descriptors = protox::compile(["larder/v1/larder.proto"], ["proto"])?;
-    fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    for (package, file) in [
+        ("larder.v1", "larder/v1/larder.proto"),
+        ("runtime.v1", "runtime/v1/image.proto"),
+    ] {
+        let descriptors = protox::compile([file], ["proto"])?;
+        fs::write(
+            out.join(format!("{package}.bin")),
+            descriptors.encode_to_vec(),
+        )?;
+        // Messages with secrets get a Debug of their own, written beside the service.
+        tonic_prost_build::configure()
+            .skip_debug(["larder.v1.Credentials", "runtime.v1.AuthConfig"])
+            .compile_fds(descriptors)?;
+    }
     Ok(())
 }

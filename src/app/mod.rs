@@ -1,1 +1,10 @@
-//! Wiring: configuration to running agent; the demo.
+//! Wiring: configuration to running agent.
+//!
+//! Knows every room and decides nothing of theirs: it reads the configuration, builds the parts in order, starts them
+//! and stops them in the reverse order within a limit.
+
+pub mod agent;
+pub mod config;
+mod open;
+
+pub use open::{CacheOptions, Opened, open_cache};

@@ -1,15 +1,43 @@
 //! Use cases: what a node does with images. Knows image, registry and store; no wire format.
+//!
+//! Owns the pulls under way, who waits for them and the leases that protect them. Never touches the data directory or
+//! the network itself: that is what store and registry are for.
 
-use std::path::Path;
+mod error;
+mod inspect;
+mod leases;
+mod metrics;
+mod names;
+mod pull;
+mod threads;
+mod view;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::sync::watch;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use crate::image::{Config as ImageConfig, DiffId, Digest, ImageId, Platform, Reference, User};
-use crate::registry::{self, Credentials};
+use crate::image::{Digest, ImageId, Platform, Reference, User};
+use crate::registry;
 use crate::store;
+
+use leases::{HeldLease, Parked};
+use names::{Patterns, Query};
+use threads::Threads;
+
+pub use crate::registry::{Credentials, Secret};
+pub use crate::store::{Damage, FsckReport, LayerRef, Removed, Usage};
+pub use error::{Error, ErrorKind};
+pub use inspect::{ImageDetails, LayerView};
+pub use metrics::Metrics;
+pub use pull::Pull;
+
+/// Pulls under way at once; more wait for their turn. Each holds a manifest and an index, 4 MiB each at most.
+const MAX_PULLS: usize = 64;
 
 /// Behaviour of the cache.
 #[derive(Clone, Debug)]
@@ -22,6 +50,8 @@ pub struct Config {
     pub orphan_grace: Duration,
     /// Patterns (exact, or with a trailing `*`) of names that are reported as pinned.
     pub pinned: Vec<String>,
+    /// A docker `config.json`, asked for credentials when a request has none. Read for each pull.
+    pub authfile: Option<PathBuf>,
 }
 
 /// A pull, as any door asks for it.
@@ -113,22 +143,6 @@ pub struct Pulled {
     pub up_to_date: bool,
 }
 
-/// A pull under way, shared by all who asked for the same.
-#[derive(Debug)]
-pub struct Pull {}
-
-impl Pull {
-    /// Progress: the newest state, and a wake-up when it changes (at most ten times a second).
-    pub fn progress(&self) -> watch::Receiver<PullProgress> {
-        todo!()
-    }
-    /// Waits for the outcome. Dropping the `Pull` before lets the work go on for the grace period, then cancels it
-    /// unless others wait.
-    pub async fn wait(self) -> Result<Pulled, Arc<Error>> {
-        todo!()
-    }
-}
-
 /// An image as doors show it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ImageView {
@@ -153,44 +167,35 @@ pub struct ImageView {
     /// Milliseconds since the epoch.
     pub pulled_at: i64,
     /// Base first.
-    pub layers: Vec<store::LayerRef>,
-}
-
-/// Everything `inspect` shows.
-#[derive(Clone, Debug)]
-pub struct ImageDetails {
-    /// The image.
-    pub image: ImageView,
-    /// Parsed config.
-    pub config: ImageConfig,
-    /// The config blob as received.
-    pub config_json: Bytes,
-    /// The manifest as received.
-    pub manifest_json: Bytes,
-    /// Per layer: facts and how many images use it.
-    pub layers: Vec<LayerView>,
-    /// Of all layers (OCI image specification, "Layer ChainID").
-    pub chain_id: Digest,
-}
-
-/// A layer as `inspect` shows it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LayerView {
-    /// Of the uncompressed tar.
-    pub diff_id: DiffId,
-    /// Of the compressed blob.
-    pub blob: Digest,
-    /// Compressed bytes.
-    pub size: u64,
-    /// Uncompressed tar bytes.
-    pub tar_bytes: u64,
-    /// Images that use it, this one included.
-    pub users: u64,
+    pub layers: Vec<LayerRef>,
 }
 
 /// The cache. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Cache {}
+pub struct Cache {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    pinned: Patterns,
+    store: store::Store,
+    registry: registry::Client,
+    metrics: Metrics,
+    handle: Handle,
+    tracker: TaskTracker,
+    threads: Threads,
+    shutdown: CancellationToken,
+    flights: pull::Flights,
+    downloads: pull::Downloads,
+    /// One for each layer that may be ingested now.
+    slots: Arc<Semaphore>,
+    pulls: Semaphore,
+    parked: Parked<pull::Key>,
+    /// Verification reads everything: one at a time.
+    fsck: tokio::sync::Mutex<()>,
+}
 
 impl Cache {
     /// A cache over a store and a registry client. Needs a tokio runtime.
@@ -200,155 +205,221 @@ impl Cache {
         registry: registry::Client,
         metrics: Metrics,
     ) -> Self {
-        let _ = (config, store, registry, metrics);
-        todo!()
+        let handle = Handle::current();
+        let tracker = TaskTracker::new();
+        let shutdown = CancellationToken::new();
+        let threads = Threads::new(tracker.clone(), handle.clone());
+        let inner = Inner {
+            pinned: Patterns::new(&config.pinned),
+            flights: pull::Flights::default(),
+            downloads: pull::Downloads::new(
+                store.clone(),
+                threads.clone(),
+                tracker.clone(),
+                shutdown.clone(),
+            ),
+            slots: Arc::new(Semaphore::new(
+                config.max_layers.clamp(1, Semaphore::MAX_PERMITS),
+            )),
+            pulls: Semaphore::new(MAX_PULLS),
+            parked: Parked::new(tracker.clone(), handle.clone(), shutdown.clone()),
+            fsck: tokio::sync::Mutex::new(()),
+            config,
+            store,
+            registry,
+            metrics,
+            handle,
+            tracker,
+            threads,
+            shutdown,
+        };
+        Cache {
+            inner: Arc::new(inner),
+        }
     }
+
     /// Starts or joins a pull. Authorises at the registry always, even when everything is local.
     pub fn pull(&self, request: PullRequest) -> Pull {
-        let _ = request;
-        todo!()
+        pull::start(&self.inner, request)
     }
+
     /// All images, stable order. From memory.
     pub fn list(&self) -> Vec<ImageView> {
-        todo!()
+        self.inner
+            .store
+            .images()
+            .iter()
+            .map(|image| view::view(image, &self.inner.pinned))
+            .collect()
     }
+
     /// An image by any form: full id, id prefix, reference with tag and/or digest, familiar names. From memory.
     /// Absent is `Ok(None)`; an id prefix of several images is `Ambiguous`.
     pub fn status(&self, name: &str) -> Result<Option<ImageView>, Error> {
-        let _ = name;
-        todo!()
+        Ok(self
+            .find(name)?
+            .map(|image| view::view(&image, &self.inner.pinned)))
     }
+
     /// Config, manifest and layers of an image.
     pub async fn inspect(&self, name: &str) -> Result<Option<ImageDetails>, Error> {
-        let _ = name;
-        todo!()
+        match self.find(name)? {
+            Some(image) => inspect::details(&self.inner, &image).await.map(Some),
+            None => Ok(None),
+        }
     }
+
     /// Removes the whole image a name of any form finds, with all its names. Absent is `Ok(None)`.
-    pub async fn remove(&self, name: &str) -> Result<Option<store::Removed>, Error> {
-        let _ = name;
-        todo!()
+    /// Returns after its space is free; layers that a failed pull keeps for its retry go too.
+    pub async fn remove(&self, name: &str) -> Result<Option<Removed>, Error> {
+        let Some(image) = self.find(name)? else {
+            return Ok(None);
+        };
+        let id = image.record.id.clone();
+        let inner = self.inner.clone();
+        let done = self.inner.threads.block(name, move || {
+            drop(inner.parked.take_all());
+            inner.store.remove_image(&id)
+        });
+        let removed = done.await?.map_err(|error| Error::store(name, error))?;
+        if removed.is_some() {
+            self.inner.metrics.image_removed();
+            tracing::info!(name, image = %image.record.id, "removed");
+        }
+        Ok(removed)
     }
+
     /// From counters.
-    pub fn usage(&self) -> store::Usage {
-        todo!()
+    pub fn usage(&self) -> Usage {
+        self.inner.store.usage()
     }
+
     /// Verifies the store. `progress(done, total)` in bytes.
     pub async fn fsck(
         &self,
         repair: bool,
-        progress: impl FnMut(u64, u64) + Send + 'static,
-    ) -> Result<store::FsckReport, Error> {
-        let _ = (repair, progress);
-        todo!()
+        mut progress: impl FnMut(u64, u64) + Send + 'static,
+    ) -> Result<FsckReport, Error> {
+        let _one = self.inner.fsck.lock().await;
+        let store = self.inner.store.clone();
+        let done = self
+            .inner
+            .threads
+            .dedicated("fsck", move || store.fsck(repair, &mut progress))?;
+        let report = done.await.map_err(|_| Error::Internal {
+            subject: self.root().display().to_string(),
+            cause: "the verification panicked".to_owned(),
+        })?;
+        report.map_err(|error| Error::store(self.root().display().to_string(), error))
     }
+
     /// Writes an image's merged tree below `dir`.
     pub async fn unpack(&self, name: &str, dir: &Path) -> Result<ImageView, Error> {
-        let _ = (name, dir);
-        todo!()
+        self.with_image(name, dir, |store, image, dir| {
+            let layers: Vec<_> = image
+                .record
+                .layers
+                .iter()
+                .map(|layer| layer.diff_id.clone())
+                .collect();
+            store.unpack(&layers, dir)
+        })
+        .await
     }
+
     /// Mounts an image read-only.
     pub async fn mount(&self, name: &str, dir: &Path) -> Result<ImageView, Error> {
-        let _ = (name, dir);
-        todo!()
+        self.with_image(name, dir, |store, image, dir| {
+            store.mount(&image.record.id, dir)
+        })
+        .await
     }
+
     /// Unmounts it.
     pub async fn umount(&self, dir: &Path) -> Result<(), Error> {
-        let _ = dir;
-        todo!()
+        let (store, target) = (self.inner.store.clone(), dir.to_owned());
+        let subject = dir.display().to_string();
+        let done = self
+            .inner
+            .threads
+            .block(&subject, move || store.umount(&target))
+            .await?;
+        done.map_err(|error| Error::store(subject, error))
     }
+
     /// The store's directory.
     pub fn root(&self) -> &Path {
-        todo!()
+        self.inner.store.root()
     }
+
     /// Cancels pulls and waits until their work has stopped.
     pub async fn shutdown(&self) {
-        todo!()
+        self.inner.shutdown.cancel();
+        let inner = self.inner.clone();
+        self.inner.threads.dispose(inner.parked.take_all());
+        self.inner.tracker.close();
+        self.inner.tracker.wait().await;
+    }
+
+    fn find(&self, name: &str) -> Result<Option<Arc<store::Image>>, Error> {
+        let store = &self.inner.store;
+        let query = Query::parse(name)?;
+        if let Some(id) = &query.id {
+            return Ok(store.image(id));
+        }
+        if let Some(image) = query
+            .name
+            .as_deref()
+            .and_then(|name| store.image_named(name))
+        {
+            return Ok(Some(image));
+        }
+        let Some(prefix) = &query.prefix else {
+            return Ok(None);
+        };
+        let images = store.images();
+        let id = names::unique_id(prefix, images.iter().map(|image| &image.record.id))?;
+        Ok(id.and_then(|id| store.image(id)))
+    }
+
+    /// Long work on an image and a directory, on a thread of its own, with the image's layers protected.
+    async fn with_image(
+        &self,
+        name: &str,
+        dir: &Path,
+        work: impl FnOnce(&store::Store, &store::Image, &Path) -> Result<(), store::Error>
+        + Send
+        + 'static,
+    ) -> Result<ImageView, Error> {
+        let image = self.find(name)?.ok_or_else(|| Error::NotFound {
+            name: name.to_owned(),
+        })?;
+        let shown = view::view(&image, &self.inner.pinned);
+        let store = self.inner.store.clone();
+        store.touch_image(&image.record.id, now_ms());
+        let held = HeldLease::new(store.lease(), self.inner.threads.clone());
+        let dir = dir.to_owned();
+        let done = self.inner.threads.dedicated("image", move || {
+            if let Some(lease) = held.share() {
+                for layer in &image.record.layers {
+                    store.layer(&layer.diff_id, &lease);
+                }
+            }
+            work(&store, &image, &dir)
+        })?;
+        let result = done.await.map_err(|_| Error::Internal {
+            subject: name.to_owned(),
+            cause: "its worker thread panicked".to_owned(),
+        })?;
+        result.map_err(|error| Error::store(name, error))?;
+        Ok(shown)
     }
 }
 
-/// What a use case can fail with.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// The registry said no, or nothing.
-    #[error("{reference}: {source}")]
-    Registry {
-        /// What was pulled.
-        reference: String,
-        /// Why.
-        source: registry::Error,
-    },
-    /// The manifest or config is not acceptable.
-    #[error("{reference}: {cause}")]
-    Image {
-        /// What was pulled.
-        reference: String,
-        /// Why.
-        cause: String,
-    },
-    /// No image for the platform.
-    #[error("{reference}: {cause}")]
-    Platform {
-        /// What was pulled.
-        reference: String,
-        /// Lists what is offered.
-        cause: String,
-    },
-    /// A layer is not what the config says.
-    #[error(
-        "{reference}: layer {blob} unpacks to {found}, the config says {expected}; the image is broken, push it again"
-    )]
-    DiffIdMismatch {
-        /// What was pulled.
-        reference: String,
-        /// The layer.
-        blob: Digest,
-        /// Per config.
-        expected: DiffId,
-        /// Computed.
-        found: DiffId,
-    },
-    /// The store said no.
-    #[error("{subject}: {source}")]
-    Store {
-        /// Image or path.
-        subject: String,
-        /// Why.
-        source: store::Error,
-    },
-    /// An id prefix names several images.
-    #[error("{prefix} is the beginning of {count} image ids: give more digits")]
-    Ambiguous {
-        /// What was given.
-        prefix: String,
-        /// How many match.
-        count: usize,
-    },
-    /// No such image.
-    #[error("{name}: no such image; larder images lists what is here")]
-    NotFound {
-        /// What was given.
-        name: String,
-    },
-    /// The pull was given up: nobody waits, or the agent stops.
-    #[error("{reference}: the pull was cancelled")]
-    Cancelled {
-        /// What was pulled.
-        reference: String,
-    },
-    /// A caller's argument cannot be.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-/// Counters of this room.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {}
-
-impl Metrics {
-    /// Registers this room's metrics.
-    pub fn register(registry: &mut prometheus_client::registry::Registry) -> Self {
-        let _ = registry;
-        Self::default()
-    }
+/// Milliseconds since the epoch.
+fn now_ms() -> i64 {
+    let since = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,1 +1,40 @@
-//! larder.v1, the operator's gRPC API.
+//! Door: `larder.v1`, what an operator's terminal asks of an agent.
+//!
+//! Translates between the wire and [`crate::cache`]: pull and fsck as streams of progress, the rest as single answers.
+//! The same service answers in-process where a terminal opens a store itself.
+
+mod convert;
+mod fsck;
+mod pattern;
+mod pull;
+mod service;
+mod status;
+
+pub use service::{Images, server};
+
+/// The wire's types, for this door and for the terminal's client.
+pub mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        clippy::all,
+        clippy::unwrap_used,
+        clippy::needless_pass_by_value
+    )]
+    tonic::include_proto!("larder.v1");
+
+    /// Encoded descriptors of the package, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/larder.v1.bin"));
+}
+
+/// Which fields are filled, never what is in them: they are secrets.
+impl std::fmt::Debug for proto::Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("username", &!self.username.is_empty())
+            .field("password", &!self.password.is_empty())
+            .field("identity_token", &!self.identity_token.is_empty())
+            .field("registry_token", &!self.registry_token.is_empty())
+            .finish()
+    }
+}

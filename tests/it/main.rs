@@ -1,7 +1,11 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
+mod agent;
+mod doors;
 mod erofs;
 mod ingest;
 mod licences;
+mod pull;
 mod support;
 mod tidy;
+mod wire;

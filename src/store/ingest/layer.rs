@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use super::codec::RATIO_AFTER;
 use super::fault::{Fault, show};
 use super::granules::Granules;
 use super::recipe::{Op, RecipeWriter};
@@ -130,26 +131,24 @@ impl<'a> LayerSink<'a> {
         self.filled = self
             .filled
             .saturating_add(granules.content_len().saturating_sub(entry.body));
-        let ratio = self.filled / self.limits.max_ratio.max(1) > self.blob_bytes;
-        if self.filled > self.limits.max_layer_bytes
-            || (self.filled > super::codec::RATIO_AFTER && ratio)
-        {
+        let limits = self.limits;
+        let ratio = self.filled / limits.max_ratio.max(1) > self.blob_bytes;
+        let over = if self.filled > limits.max_layer_bytes {
+            Some((limits.max_layer_bytes, "max_layer_bytes"))
+        } else if self.filled > RATIO_AFTER && ratio {
+            Some((limits.max_ratio, "max_ratio"))
+        } else {
+            None
+        };
+        if let Some((limit, key)) = over {
             return Err(Fault::Limit {
                 what: format!(
-                    "{}: {} bytes of holes too small to keep",
+                    "{}: {} bytes of holes that are too small to keep are",
                     show(&entry.path),
                     self.filled
                 ),
-                limit: if ratio {
-                    self.limits.max_ratio
-                } else {
-                    self.limits.max_layer_bytes
-                },
-                key: if ratio {
-                    "max_ratio"
-                } else {
-                    "max_layer_bytes"
-                },
+                limit,
+                key,
             });
         }
         entry.kind = EntryKind::Regular;

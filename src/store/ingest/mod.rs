@@ -23,7 +23,7 @@ use layer::{Finished, LayerSink};
 use tar::{Bounds, Parser};
 
 pub(super) use layer::INLINE_MAX;
-pub(super) use tree::OPAQUE;
+pub(super) use tree::{IMPLIED, OPAQUE};
 
 use super::idx::{IdxParts, Inline, LayerParts};
 use super::{Error, Layer, LayerCounters, LayerSource, Lease, Store};
@@ -70,11 +70,7 @@ impl Store {
                 .spawn_scoped(scope, move || {
                     codec::decode(source, from, limits, counters, &exchange)
                 })
-                .map_err(|source| Error::Io {
-                    action: "start a thread for",
-                    path: self.root().to_path_buf(),
-                    source,
-                })?;
+                .map_err(|source| Error::io("start a thread for", self.root(), source))?;
             let consumed = consumer.run(&filled, &back, &suspicious);
             // What the decode stage notices where it goes on.
             drop((filled, back));
@@ -161,11 +157,7 @@ impl Store {
     }
 
     fn broken(&self, source: std::io::Error) -> Error {
-        Error::Io {
-            action: "write a layer's tree below",
-            path: self.root().to_path_buf(),
-            source,
-        }
+        Error::io("write a layer's tree below", self.root(), source)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Builds the file tree of one layer from tar entries, with the rules container runtimes share.
 //!
-//! - Missing parents become directories of root:root, 0755, at the epoch.
+//! - Missing parents become directories of root:root, 0755, at the epoch. They are marked: where a lower layer has the
+//!   directory, its metadata is the one to show, since this layer says nothing about it.
 //! - A later entry replaces an earlier one with all below it; a directory over a directory only changes its metadata.
 //! - A parent that is a symlink is followed inside the layer, as if its root were `/`; what it points at and is not
 //!   there becomes directories. A parent that is any other file is refused.
@@ -21,13 +22,15 @@ use crate::store::Limits;
 
 /// Marks a directory that hides all that lower layers have below it.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// Marks a directory that no entry names. In overlayfs's own name space, so that nobody sees it in a mount.
+pub(crate) const IMPLIED: &[u8] = b"trusted.overlay.larder.implied";
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Symlinks followed on the way to one parent, as Linux has it.
 const MAX_HOPS: usize = 40;
 /// Components walked on the way to one parent, symlinks included.
-const MAX_STEPS: usize = 8192;
+const MAX_STEPS: usize = 4096;
 /// Names, link targets and attributes of one layer together, in bytes; they are held in memory.
 const MAX_METADATA: u64 = 256 << 20;
 /// Value of an extended attribute, as Linux has it.
@@ -54,7 +57,7 @@ impl TreeBuilder {
     /// A tree of an empty root directory.
     pub(crate) fn new(limits: &Limits) -> Self {
         TreeBuilder {
-            inodes: vec![new_directory()],
+            inodes: vec![implied_directory()],
             whiteout: None,
             metadata_bytes: 0,
             max_entries: limits.max_entries,
@@ -195,7 +198,7 @@ impl TreeBuilder {
             let next = match self.child(at, &part) {
                 Some(id) if Some(id) != self.whiteout => id,
                 hidden => {
-                    let id = self.add(new_directory())?;
+                    let id = self.add(implied_directory())?;
                     self.set_child(at, &part, id)?;
                     if hidden.is_some() {
                         self.set_opaque(id);
@@ -272,7 +275,8 @@ impl TreeBuilder {
                         let id = self.add(Inode {
                             mode: 0,
                             kind: Kind::CharDevice { major: 0, minor: 0 },
-                            ..new_directory()
+                            xattrs: BTreeMap::new(),
+                            ..implied_directory()
                         })?;
                         self.whiteout = Some(id);
                         id
@@ -313,6 +317,8 @@ impl TreeBuilder {
     fn set_opaque(&mut self, id: InodeId) {
         if let Some(inode) = self.inodes.get_mut(id as usize) {
             inode.xattrs.insert(OPAQUE.into(), (*b"y").into());
+            // Nothing below it shows.
+            inode.xattrs.remove(IMPLIED);
         }
     }
 
@@ -323,6 +329,7 @@ impl TreeBuilder {
             inode.gid = entry.gid;
             inode.mtime = entry.mtime;
             inode.mtime_nsec = entry.mtime_nsec;
+            inode.xattrs.remove(IMPLIED);
             inode.xattrs.extend(xattrs);
         }
     }
@@ -386,14 +393,14 @@ fn is_bookkeeping(path: &CleanPath<'_>) -> bool {
     })
 }
 
-fn new_directory() -> Inode {
+fn implied_directory() -> Inode {
     Inode {
         mode: 0o755,
         uid: 0,
         gid: 0,
         mtime: 0,
         mtime_nsec: 0,
-        xattrs: BTreeMap::new(),
+        xattrs: BTreeMap::from([(IMPLIED.into(), (*b"y").into())]),
         kind: Kind::Directory(BTreeMap::new()),
     }
 }
@@ -460,10 +467,11 @@ impl<'a> Walk<'a> {
             self.stack.clear();
             self.len = 0;
         }
-        let parts = target.split(|&b| b == b'/');
+        // Those that lead nowhere cost time too.
+        self.steps += target.iter().filter(|&&b| b == b'/').count();
+        let parts = target.split(|&b| b == b'/').rev();
         self.todo.extend(
             parts
-                .rev()
                 .filter(|part| !matches!(*part, b"" | b"."))
                 .map(|part| Cow::Owned(part.to_vec())),
         );

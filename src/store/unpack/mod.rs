@@ -127,13 +127,13 @@ impl<'a> Contents<'a> {
         let segment = segments.id(u32::from(first.device)).unwrap_or_default();
         match hashes.get(&(segment, first.block)) {
             Some(hash) if hash.0 == *hasher.finalize().as_bytes() => Ok(()),
-            _ => Err(Error::Damaged {
-                subject: format!("segment {segment}"),
-                cause: format!(
+            _ => Err(segments.damaged(
+                segment,
+                format!(
                     "the content at block {} is not what was written",
                     first.block
                 ),
-            }),
+            )),
         }
     }
 }

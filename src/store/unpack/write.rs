@@ -49,13 +49,7 @@ impl<'a, 'c> Writer<'a, 'c> {
         trees: &'a [Tree],
         contents: &'a mut Contents<'c>,
     ) -> Result<Self, Error> {
-        let fail = |action| {
-            move |source| Error::Io {
-                action,
-                path: dir.to_path_buf(),
-                source,
-            }
-        };
+        let fail = |action| move |source| Error::io(action, dir, source);
         std::fs::create_dir_all(dir).map_err(fail("make directory"))?;
         if std::fs::read_dir(dir)
             .map_err(fail("read directory"))?
@@ -224,11 +218,7 @@ impl<'a, 'c> Writer<'a, 'c> {
         layer: usize,
     ) -> Result<(), Error> {
         let target = self.dir.join(OsStr::from_bytes(&join(path, name)));
-        let fail = |source| Error::Io {
-            action: "write",
-            path: target.clone(),
-            source,
-        };
+        let fail = |source| Error::io("write", &target, source);
         match &inode.kind {
             Kind::Inline(content) => {
                 let mut out = out;
@@ -318,11 +308,7 @@ impl<'a, 'c> Writer<'a, 'c> {
         if !name.is_empty() {
             target.push(OsStr::from_bytes(name));
         }
-        Error::Io {
-            action,
-            path: target,
-            source: errno.into(),
-        }
+        Error::io(action, &target, errno.into())
     }
 }
 

@@ -1,26 +1,29 @@
 //! Fakes at the process edges, builders, and what a machine can do.
 
+pub(crate) mod build;
+pub(crate) mod hub;
+
 use std::path::PathBuf;
 
 /// Says why a test did not run; the caller then returns. It never passes silently: the runner (`tests/run.sh`) counts
 /// these lines and repeats them at the end.
-pub fn skip(name: &str, reason: &str) {
+pub(crate) fn skip(name: &str, reason: &str) {
     eprintln!("skipped: {name}: {reason}");
 }
 
 /// True where the test runs as root.
 #[allow(dead_code)]
-pub fn is_root() -> bool {
+pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
 /// True where `name` is on `PATH`.
-pub fn has_program(name: &str) -> bool {
+pub(crate) fn has_program(name: &str) -> bool {
     program(name).is_some()
 }
 
 /// Where a program is: in the folder of `tests/bed/tools.sh`, or on `PATH`.
-pub fn program(name: &str) -> Option<PathBuf> {
+pub(crate) fn program(name: &str) -> Option<PathBuf> {
     let bed = std::env::var_os("LARDER_BED")
         .map(PathBuf::from)
         .or_else(|| {
@@ -40,7 +43,7 @@ pub fn program(name: &str) -> Option<PathBuf> {
 
 /// Why this machine cannot mount EROFS images backed by plain files; `Ok` where it can.
 #[allow(dead_code)]
-pub fn can_mount_erofs() -> Result<(), String> {
+pub(crate) fn can_mount_erofs() -> Result<(), String> {
     if !is_root() {
         return Err("mounting needs root".to_owned());
     }

@@ -219,6 +219,7 @@ fn directories_take_the_metadata_of_their_last_entry() {
         (0o755, 0, 0, 0, 0)
     );
     let mut given = entry("d");
+    assert!(implied.xattrs.contains_key(IMPLIED));
     given.mode = 0o1777;
     given.xattrs.insert((*b"user.a").into(), (*b"1").into());
     tree.insert(&given, Kind::Directory(BTreeMap::new()))
@@ -233,7 +234,8 @@ fn directories_take_the_metadata_of_their_last_entry() {
         (d.mode, d.uid, d.gid, d.mtime, d.mtime_nsec),
         (0o1777, 1, 2, 3, 4)
     );
-    assert!(d.xattrs.contains_key(&b"user.a"[..]));
+    assert!(d.xattrs.contains_key(&b"user.a"[..]) && !d.xattrs.contains_key(IMPLIED));
+    assert!(!tree.inodes[0].xattrs.contains_key(IMPLIED));
     assert_eq!(tree.inodes[0].mode, 0o700);
     assert_eq!(list(&tree), ["/", "/d/", "/d/x d/x"]);
 }

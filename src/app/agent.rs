@@ -1,0 +1,271 @@
+//! The node agent: one store, one cache, one socket for all gRPC services, one address for metrics and probes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+use tonic::server::NamedService;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic_health::server::HealthReporter;
+
+use super::config::{AgentArgs, Config};
+use super::open::{Opened, Parts};
+use crate::admin::Admin;
+use crate::cache::Cache;
+use crate::control;
+use crate::control::proto::images_server::ImagesServer;
+use crate::cri::proto::image_service_server::ImageServiceServer;
+use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
+use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
+use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify};
+use crate::telemetry;
+
+/// A peer that does not answer a ping within both is gone: together less than the default limit on stopping, and more
+/// than a kubelet is starved on a busy node.
+const PING_AFTER: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// Calls at once on one connection; each is a pull at most.
+const MAX_CALLS: u32 = 256;
+/// Of one request's metadata.
+const MAX_HEADER_BYTES: u32 = 32 << 10;
+/// Threads that wait for network and callers; hashing and writing have threads of their own.
+const MAX_WORKERS: usize = 8;
+/// What stopping may take after its limit, for threads in the middle of a write.
+const LAST_WRITES: Duration = Duration::from_secs(2);
+
+/// Runs an agent until a signal: `larder agent`. Owns runtime, logs and signals; an error of the configuration is a
+/// [`super::config::ConfigError`].
+pub fn main(args: &AgentArgs) -> anyhow::Result<()> {
+    let config = Config::load(args)?;
+    telemetry::init(&config.log)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MAX_WORKERS))
+        .enable_all()
+        .thread_name("larder")
+        .build()
+        .context("start the runtime")?;
+    let result = runtime.block_on(async {
+        let shutdown = Shutdown::new();
+        let signals = shutdown.on_signals().context("handle signals")?;
+        // Not among the agent's tasks: it ends with the process.
+        tokio::spawn(signals);
+        Agent::build(config).await?.run(shutdown).await
+    });
+    if let Err(error) = &result {
+        tracing::error!(err = format!("{error:#}"), "Agent ended with an error");
+    }
+    runtime.shutdown_timeout(LAST_WRITES);
+    result
+}
+
+/// An agent that has its address for probes and nothing else yet.
+#[derive(Debug)]
+pub struct Agent {
+    config: Config,
+    admin: Option<Admin>,
+    readiness: Readiness,
+}
+
+/// Conditions of readiness.
+struct Checks {
+    store: Check,
+    socket: Check,
+}
+
+impl Agent {
+    /// Takes the address of metrics and probes.
+    pub async fn build(config: Config) -> anyhow::Result<Self> {
+        let admin = match config.http {
+            Some(address) => Some(Admin::bind(address).await?),
+            None => None,
+        };
+        Ok(Agent {
+            config,
+            admin,
+            readiness: Readiness::new(),
+        })
+    }
+
+    /// Where metrics and probes are.
+    pub fn http(&self) -> Option<std::net::SocketAddr> {
+        self.admin.as_ref().map(Admin::address)
+    }
+
+    /// Turns ready once the socket serves.
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
+    }
+
+    /// Opens the store, serves until shutdown is asked for, and stops within the limit. Probes are answered from the
+    /// first moment to the last.
+    pub async fn run(self, shutdown: Shutdown) -> anyhow::Result<()> {
+        let Agent {
+            config,
+            admin,
+            readiness,
+        } = self;
+        let checks = Checks {
+            store: readiness.check("store"),
+            socket: readiness.check("socket"),
+        };
+        let mut metrics = telemetry::registry(env!("CARGO_PKG_VERSION"));
+        let parts = Parts::register(&mut metrics);
+        let calls = cri::Metrics::register(&mut metrics);
+        let (tasks, last) = (Tasks::new(), Shutdown::new());
+
+        let admin_task = admin.map(|admin| {
+            tracing::info!(http = %admin.address(), "Metrics and probes served");
+            tasks.spawn(
+                "admin",
+                admin.serve(readiness.clone(), Arc::new(metrics), last.clone()),
+            )
+        });
+        let result = serve(
+            &config, parts, calls, &checks, &readiness, &shutdown, admin_task,
+        )
+        .await;
+        last.request();
+        if let Err(running) = tasks.wait(LAST_WRITES).await {
+            tracing::warn!(?running, "Stopped before all connections ended");
+        }
+        result
+    }
+}
+
+/// From opening the store to its end.
+async fn serve(
+    config: &Config,
+    parts: Parts,
+    calls: cri::Metrics,
+    checks: &Checks,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+    admin: Option<JoinHandle<std::io::Result<()>>>,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    let (root, options) = (config.root.clone(), config.cache.clone());
+    let opening = tokio::task::spawn_blocking(move || parts.open(&root, options));
+    let Opened { cache, .. } = tokio::select! {
+        opened = opening => opened.context("open the store")??,
+        // Recovery is safe to break off.
+        () = shutdown.wait() => return Ok(()),
+    };
+    checks.store.set(true);
+    tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
+
+    let (health, services) = services(&cache).await?;
+    let layer = RpcLayer::new(calls, &DESCRIPTORS).context("descriptors of the services")?;
+    let socket = Socket::bind(&config.socket)?;
+    tracing::info!(socket = %socket.path().display(), "Socket served");
+    let tasks = Tasks::new();
+    let mut served = tasks.spawn(
+        "socket",
+        serve_socket(services, layer, socket.incoming(), shutdown.clone()),
+    );
+    checks.socket.set(true);
+    tell("READY=1");
+
+    let admin_ended = async {
+        match admin {
+            Some(admin) => admin.await,
+            None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        () = shutdown.wait() => Ok(()),
+        ended = &mut served => Err(anyhow!("the socket's server ended by itself: {ended:?}")),
+        ended = admin_ended => Err(anyhow!("the server of metrics and probes ended by itself: {ended:?}")),
+    };
+    readiness.stop();
+    shutdown.request();
+    tell("STOPPING=1");
+    stop(config.drain_timeout, &cache, health, &tasks).await;
+    result
+}
+
+/// Cancels pulls and waits for calls to end, at most so long.
+async fn stop(limit: Duration, cache: &Cache, mut health: HealthReporter, tasks: &Tasks) {
+    let started = Instant::now();
+    // Streams that watch the health would keep their connections open.
+    for service in [IMAGE_SERVICE, RUNTIME_SERVICE, CONTROL, ""] {
+        health.clear_service_status(service).await;
+    }
+    if timeout(limit, cache.shutdown()).await.is_err() {
+        tracing::warn!(running = "pulls", "Stopped before all work ended");
+    }
+    if let Err(running) = tasks.wait(limit.saturating_sub(started.elapsed())).await {
+        tracing::warn!(?running, "Stopped before all connections ended");
+    }
+    tracing::info!(
+        duration_seconds = started.elapsed().as_secs_f64(),
+        "Agent stopped"
+    );
+}
+
+const IMAGE_SERVICE: &str = <ImageServiceServer<ImageService> as NamedService>::NAME;
+const RUNTIME_SERVICE: &str = <RuntimeServiceServer<RuntimeService> as NamedService>::NAME;
+const CONTROL: &str = <ImagesServer<control::Images> as NamedService>::NAME;
+
+const DESCRIPTORS: [&[u8]; 5] = [
+    cri::proto::DESCRIPTORS,
+    control::proto::DESCRIPTORS,
+    tonic_health::pb::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+    tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+];
+
+/// All services of the socket.
+async fn services(cache: &Cache) -> anyhow::Result<(HealthReporter, Routes)> {
+    let (health, health_service) = tonic_health::server::health_reporter();
+    for service in [IMAGE_SERVICE, RUNTIME_SERVICE, CONTROL] {
+        health
+            .set_service_status(service, tonic_health::ServingStatus::Serving)
+            .await;
+    }
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(cri::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(control::proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let mut routes = Routes::builder();
+    routes
+        .add_service(ImageService::new(cache.clone()).server())
+        .add_service(RuntimeService.server())
+        .add_service(control::server(cache.clone()))
+        .add_service(health_service)
+        .add_service(reflection().build_v1().context("reflection")?)
+        // Older tools know this one only.
+        .add_service(reflection().build_v1alpha().context("reflection")?);
+    Ok((health, routes.routes()))
+}
+
+/// Serves the connections of a socket until shutdown is asked for, and then until the last one ends: the caller
+/// limits that. Peers that are gone are found by pings, those that never speak by the socket.
+pub async fn serve_socket(
+    services: Routes,
+    layer: RpcLayer,
+    incoming: Incoming,
+    shutdown: Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    Server::builder()
+        .layer(layer)
+        .http2_keepalive_interval(Some(PING_AFTER))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .max_concurrent_streams(Some(MAX_CALLS))
+        .http2_max_header_list_size(Some(MAX_HEADER_BYTES))
+        .add_routes(services)
+        .serve_with_incoming_shutdown(incoming, async move { shutdown.wait().await })
+        .await
+}
+
+/// The service manager is told, if there is one; that it cannot be told is no reason to stop.
+fn tell(state: &str) {
+    if let Err(error) = notify(std::env::var_os("NOTIFY_SOCKET").as_deref(), state) {
+        tracing::warn!(err = %error, "Service manager was not told");
+    }
+}

@@ -1,0 +1,304 @@
+//! The agent's configuration: file, then environment, then flags; later ones win. Checked as a whole before anything
+//! starts, with errors that name the place at fault.
+
+mod args;
+mod file;
+mod units;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use args::AgentArgs;
+
+use super::open::{CacheOptions, hosts_dirs};
+use crate::image::Platform;
+use crate::store::Limits;
+use crate::telemetry::{LogConfig, LogFormat};
+use file::File;
+
+/// Default of `root`.
+pub const ROOT: &str = "/var/lib/larder";
+/// Default of `socket`.
+pub const SOCKET: &str = "/run/larder/larder.sock";
+/// Default of `http`.
+pub const HTTP: &str = "127.0.0.1:9640";
+
+/// Everything an agent is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The data directory.
+    pub root: PathBuf,
+    /// The unix socket of all gRPC services.
+    pub socket: PathBuf,
+    /// Address of metrics and probes; `None` for none.
+    pub http: Option<SocketAddr>,
+    /// How long stopping may take.
+    pub drain_timeout: Duration,
+    /// Logs.
+    pub log: LogConfig,
+    /// Of the cache and the rooms below it.
+    pub cache: CacheOptions,
+}
+
+/// A value that cannot be used, and where it came from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{place}: {cause}")]
+pub struct ConfigError {
+    place: String,
+    cause: String,
+}
+
+impl ConfigError {
+    fn new(place: impl Into<String>, cause: impl std::fmt::Display) -> Self {
+        ConfigError {
+            place: place.into(),
+            cause: cause.to_string(),
+        }
+    }
+}
+
+impl Config {
+    /// Reads the file that the arguments name, if they name one, and puts the arguments over it.
+    pub fn load(args: &AgentArgs) -> Result<Self, ConfigError> {
+        match &args.config {
+            None => Self::resolve(args, &File::default()),
+            Some(path) => {
+                let text = file::read(path)?;
+                Self::from_text(args, path, &text)
+            }
+        }
+    }
+
+    /// As [`Config::load`], with the file's text given.
+    fn from_text(args: &AgentArgs, path: &Path, text: &str) -> Result<Self, ConfigError> {
+        let file = file::parse(path, text)?;
+        Self::resolve(args, &file).map_err(|error| file::located(path, text, error))
+    }
+
+    /// Values of the file keep their key as the place; [`file::located`] makes file and line of it.
+    fn resolve(args: &AgentArgs, file: &File) -> Result<Self, ConfigError> {
+        let defaults = CacheOptions::default();
+        let Limits {
+            max_entries,
+            max_layer_bytes,
+            max_ratio,
+            max_path,
+            reserved_bytes,
+        } = Limits::default();
+        let (log, pull, registry, limits) = (&file.log, &file.pull, &file.registry, &file.limits);
+
+        let http = pick(&args.http, "--http", &file.http, "http");
+        let platform = pick(&args.platform, "--platform", &file.platform, "platform");
+        let drain = pick(
+            &args.drain_timeout,
+            "--drain-timeout",
+            &file.drain_timeout,
+            "drain_timeout",
+        );
+        let max_layers = pick(
+            &args.max_layers,
+            "--max-layers",
+            &pull.max_layers,
+            "pull.max_layers",
+        );
+        let level = pick(&args.log_level, "--log-level", &log.level, "log.level");
+        let format = pick(&args.log_format, "--log-format", &log.format, "log.format");
+
+        let log = LogConfig {
+            format: parsed(format, str::parse::<LogFormat>)?.unwrap_or_default(),
+            level: level.map_or_else(|| LogConfig::default().level, |(level, _)| level),
+        };
+        log.validate().map_err(|error| {
+            let flag = args.log_level.is_some();
+            ConfigError::new(if flag { "--log-level" } else { "log.level" }, error)
+        })?;
+
+        let hosts_dirs = match (&args.hosts_dir[..], &file.hosts_dirs) {
+            ([], Some(dirs)) => dirs.clone(),
+            ([], None) => hosts_dirs(),
+            (dirs, _) => dirs.to_vec(),
+        };
+        let pinned = file.pinned.clone().unwrap_or_default();
+        for pattern in &pinned {
+            pin(pattern).map_err(|cause| ConfigError::new("pinned", cause))?;
+        }
+
+        let cache = CacheOptions {
+            hosts_dirs,
+            platform: parsed(platform, str::parse::<Platform>)?.unwrap_or(defaults.platform),
+            max_layers: ranged(max_layers, 1, 64)?.unwrap_or(defaults.max_layers),
+            orphan_grace: duration(
+                of_file(&pull.orphan_grace, "pull.orphan_grace"),
+                Duration::ZERO,
+                HOUR,
+            )?
+            .unwrap_or(defaults.orphan_grace),
+            pinned,
+            authfile: args.authfile.clone().or_else(|| file.authfile.clone()),
+            limits: Limits {
+                max_entries: ranged(
+                    of_file(&limits.max_entries, "limits.max_entries"),
+                    1,
+                    u64::MAX,
+                )?
+                .unwrap_or(max_entries),
+                max_layer_bytes: ranged(
+                    of_file(&limits.max_layer_bytes, "limits.max_layer_bytes"),
+                    1,
+                    u64::MAX,
+                )?
+                .unwrap_or(max_layer_bytes),
+                max_ratio: ranged(of_file(&limits.max_ratio, "limits.max_ratio"), 1, u64::MAX)?
+                    .unwrap_or(max_ratio),
+                max_path: ranged(of_file(&limits.max_path, "limits.max_path"), 1, 4095)?
+                    .unwrap_or(max_path),
+                reserved_bytes: limits.reserved_bytes.unwrap_or(reserved_bytes),
+            },
+            max_per_host: ranged(
+                of_file(&registry.max_per_host, "registry.max_per_host"),
+                1,
+                256,
+            )?
+            .unwrap_or(defaults.max_per_host),
+            stall_timeout: duration(
+                of_file(&registry.stall_timeout, "registry.stall_timeout"),
+                SECOND,
+                HOUR,
+            )?
+            .unwrap_or(defaults.stall_timeout),
+            attempts: ranged(of_file(&registry.attempts, "registry.attempts"), 1, 20)?
+                .unwrap_or(defaults.attempts),
+            max_retry_after: duration(
+                of_file(&registry.max_retry_after, "registry.max_retry_after"),
+                Duration::ZERO,
+                HOUR,
+            )?
+            .unwrap_or(defaults.max_retry_after),
+        };
+
+        Ok(Config {
+            root: path(pick(&args.root, "--root", &file.root, "root"), ROOT)?,
+            socket: path(
+                pick(&args.socket, "--socket", &file.socket, "socket"),
+                SOCKET,
+            )?,
+            http: address(http)?,
+            drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
+            log,
+            cache,
+        })
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A value and the place it came from.
+type Placed<T> = Option<(T, &'static str)>;
+
+fn pick<T: Clone>(
+    flag: &Option<T>,
+    flag_name: &'static str,
+    file: &Option<T>,
+    key: &'static str,
+) -> Placed<T> {
+    flag.clone()
+        .map(|value| (value, flag_name))
+        .or_else(|| of_file(file, key))
+}
+
+fn of_file<T: Clone>(file: &Option<T>, key: &'static str) -> Placed<T> {
+    file.clone().map(|value| (value, key))
+}
+
+fn parsed<T, E: std::fmt::Display>(
+    value: Placed<String>,
+    parse: impl Fn(&str) -> Result<T, E>,
+) -> Result<Option<T>, ConfigError> {
+    value
+        .map(|(text, place)| parse(&text).map_err(|error| ConfigError::new(place, error)))
+        .transpose()
+}
+
+fn ranged<T: Copy + PartialOrd + std::fmt::Display>(
+    value: Placed<T>,
+    least: T,
+    most: T,
+) -> Result<Option<T>, ConfigError> {
+    match value {
+        Some((value, place)) if value < least || value > most => Err(ConfigError::new(
+            place,
+            format!("{value} is not between {least} and {most}"),
+        )),
+        value => Ok(value.map(|(value, _)| value)),
+    }
+}
+
+fn duration(
+    value: Placed<String>,
+    least: Duration,
+    most: Duration,
+) -> Result<Option<Duration>, ConfigError> {
+    let Some((text, place)) = value else {
+        return Ok(None);
+    };
+    let value = units::duration(&text).map_err(|cause| ConfigError::new(place, cause))?;
+    if value < least || value > most {
+        let cause = format!(
+            "{text:?} is not between {} and {} seconds",
+            least.as_secs(),
+            most.as_secs()
+        );
+        return Err(ConfigError::new(place, cause));
+    }
+    Ok(Some(value))
+}
+
+fn path(value: Placed<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
+    match value {
+        None => Ok(PathBuf::from(default)),
+        Some((path, place)) if path.as_os_str().is_empty() => {
+            Err(ConfigError::new(place, "the path is empty"))
+        }
+        Some((path, place)) => {
+            std::path::absolute(&path).map_err(|error| ConfigError::new(place, error))
+        }
+    }
+}
+
+/// An empty address is none.
+fn address(value: Placed<String>) -> Result<Option<SocketAddr>, ConfigError> {
+    let (text, place) = value.unwrap_or((HTTP.to_owned(), "http"));
+    if text.is_empty() {
+        return Ok(None);
+    }
+    // As Kubernetes' components take it: all addresses of the machine.
+    let full = if text.starts_with(':') {
+        format!("0.0.0.0{text}")
+    } else {
+        text.clone()
+    };
+    full.parse().map(Some).map_err(|_| {
+        ConfigError::new(
+            place,
+            format!(
+                "{text:?} is no address: write IP:PORT, such as {HTTP}, or nothing for no listener"
+            ),
+        )
+    })
+}
+
+/// Exact, or a beginning and a star.
+fn pin(pattern: &str) -> Result<(), String> {
+    let name = pattern.strip_suffix('*').unwrap_or(pattern);
+    if pattern.is_empty() || name.contains('*') {
+        return Err(format!(
+            "{pattern:?} is no pattern: write a name, such as registry.k8s.io/pause:3.10, or its beginning and *"
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+use super::*;
+
+fn load(args: &AgentArgs, text: &str) -> Result<Config, String> {
+    Config::from_text(args, Path::new("larder.toml"), text).map_err(|error| error.to_string())
+}
+
+fn error(text: &str) -> String {
+    load(&AgentArgs::default(), text).unwrap_err()
+}
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let config = Config::load(&AgentArgs::default()).unwrap();
+    assert_eq!(config.root, Path::new("/var/lib/larder"));
+    assert_eq!(config.socket, Path::new("/run/larder/larder.sock"));
+    assert_eq!(config.http, Some("127.0.0.1:9640".parse().unwrap()));
+    assert_eq!(config.drain_timeout, Duration::from_secs(20));
+    assert_eq!(config.log.level, "info");
+}
+
+#[test]
+fn flags_win_over_the_file() {
+    let text = "root = \"/file\"\nhttp = \"127.0.0.1:1\"\nhosts_dirs = [\"/file\"]\n[pull]\nmax_layers = 2\n";
+    let config = load(&AgentArgs::default(), text).unwrap();
+    assert_eq!(config.root, Path::new("/file"));
+    assert_eq!(config.cache.max_layers, 2);
+    assert_eq!(config.cache.hosts_dirs, [PathBuf::from("/file")]);
+    let args = AgentArgs {
+        root: Some("/flag".into()),
+        http: Some(String::new()),
+        hosts_dir: vec!["/flag".into()],
+        max_layers: Some(3),
+        ..AgentArgs::default()
+    };
+    let config = load(&args, text).unwrap();
+    assert_eq!(config.root, Path::new("/flag"));
+    assert_eq!(config.http, None);
+    let args = AgentArgs {
+        http: Some(":9640".to_owned()),
+        ..AgentArgs::default()
+    };
+    assert_eq!(
+        load(&args, text).unwrap().http,
+        Some("0.0.0.0:9640".parse().unwrap())
+    );
+    assert_eq!(config.cache.max_layers, 3);
+    assert_eq!(config.cache.hosts_dirs, [PathBuf::from("/flag")]);
+}
+
+#[test]
+fn errors_name_file_line_and_key() {
+    for (text, begin, holds) in [
+        (
+            "roto = \"/x\"\n",
+            "larder.toml: line 1: roto: unknown field `roto`",
+            "`root`",
+        ),
+        (
+            "\n[log]\nlevel = 3\n",
+            "larder.toml: line 3: log.level: invalid type",
+            "string",
+        ),
+        (
+            "[log]\nlevel = \"larder=loud\"\n",
+            "larder.toml: line 2: log.level: ",
+            "loud",
+        ),
+        (
+            "[log]\nformat = \"xml\"\n",
+            "larder.toml: line 2: log.format: ",
+            "none of auto, json, human",
+        ),
+        (
+            "# one\nhttp = \"here\"\n",
+            "larder.toml: line 2: http: ",
+            "write IP:PORT",
+        ),
+        (
+            "[pull]\nmax_layers = 0\n",
+            "larder.toml: line 2: pull.max_layers: 0 is not between 1 and 64",
+            "",
+        ),
+        (
+            "[registry]\nstall_timeout = \"30\"\n",
+            "larder.toml: line 2: registry.stall_timeout: ",
+            "such as 20s",
+        ),
+        (
+            "[registry]\nstall_timeout = \"1ms\"\n",
+            "larder.toml: line 2: registry.stall_timeout: ",
+            "between 1 and 3600",
+        ),
+        (
+            "drain_timeout = \"2h\"\n",
+            "larder.toml: line 1: drain_timeout: ",
+            "between 0 and 3600",
+        ),
+        (
+            "pinned = [\"a*b\"]\n",
+            "larder.toml: line 1: pinned: ",
+            "is no pattern",
+        ),
+        (
+            "limits.max_path = 9999\n",
+            "larder.toml: line 1: limits.max_path: 9999 is not between",
+            "",
+        ),
+        (
+            "platform = \"linux/amd64/v2/x\"\n",
+            "larder.toml: line 1: platform: ",
+            "os/architecture",
+        ),
+        ("root = \n", "larder.toml: line 1: ", ""),
+        (
+            "[lots]\nx = 1\n",
+            "larder.toml: line 1: ",
+            "unknown field `lots`",
+        ),
+    ] {
+        let error = error(text);
+        assert!(
+            error.starts_with(begin) && error.contains(holds),
+            "{text:?}: {error}"
+        );
+        assert!(!error.contains('\n'), "{error}");
+    }
+}
+
+#[test]
+fn errors_of_flags_name_the_flag() {
+    let args = AgentArgs {
+        http: Some("here".to_owned()),
+        ..AgentArgs::default()
+    };
+    let error = load(&args, "http = \"127.0.0.1:1\"\n").unwrap_err();
+    assert!(error.starts_with("--http: "), "{error}");
+    let args = AgentArgs {
+        log_level: Some("=".to_owned()),
+        ..AgentArgs::default()
+    };
+    assert!(load(&args, "").unwrap_err().starts_with("--log-level: "));
+    let args = AgentArgs {
+        config: Some("/nonexistent/larder.toml".into()),
+        ..AgentArgs::default()
+    };
+    assert!(
+        Config::load(&args)
+            .unwrap_err()
+            .to_string()
+            .starts_with("/nonexistent/larder.toml: ")
+    );
+}
+
+#[test]
+fn the_example_names_every_key_with_its_default() {
+    let text = include_str!("../../../manifests/config.toml");
+    load(&AgentArgs::default(), text).unwrap();
+    // Each commented key, put to work, is one that the file knows, and changes nothing.
+    let active: String = text
+        .lines()
+        .map(|line| line.strip_prefix("#= ").unwrap_or(line).to_owned() + "\n")
+        .collect();
+    let config = load(&AgentArgs::default(), &active).unwrap();
+    let defaults = Config::load(&AgentArgs::default()).unwrap();
+    assert_eq!(config.root, defaults.root);
+    assert_eq!(config.socket, defaults.socket);
+    assert_eq!(config.http, defaults.http);
+    assert_eq!(config.drain_timeout, defaults.drain_timeout);
+    assert_eq!(config.log.level, defaults.log.level);
+    assert_eq!(config.cache.max_layers, defaults.cache.max_layers);
+    assert_eq!(config.cache.orphan_grace, defaults.cache.orphan_grace);
+    assert_eq!(config.cache.limits, defaults.cache.limits);
+    assert_eq!(config.cache.max_per_host, defaults.cache.max_per_host);
+    assert_eq!(config.cache.stall_timeout, defaults.cache.stall_timeout);
+    assert_eq!(config.cache.attempts, defaults.cache.attempts);
+    assert_eq!(config.cache.max_retry_after, defaults.cache.max_retry_after);
+    for key in [
+        "root",
+        "socket",
+        "hosts_dirs",
+        "http",
+        "authfile",
+        "platform",
+        "pinned",
+        "drain_timeout",
+        "format",
+        "level",
+        "max_layers",
+        "orphan_grace",
+        "max_per_host",
+        "stall_timeout",
+        "attempts",
+        "max_retry_after",
+        "max_entries",
+        "max_layer_bytes",
+        "max_ratio",
+        "max_path",
+        "reserved_bytes",
+    ] {
+        assert!(
+            active
+                .lines()
+                .any(|line| line.starts_with(&format!("{key} = "))),
+            "{key} is not in the example"
+        );
+    }
+}

@@ -1,0 +1,178 @@
+//! Counters of the use cases. All label values are from fixed sets.
+
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+use super::{Error, ErrorKind, LayerSource};
+
+/// Seconds: from a cached pull on loopback to a large image over a slow line.
+const PULL_SECONDS: [f64; 13] = [
+    0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0,
+];
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    result: &'static str,
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Source {
+    source: &'static str,
+}
+
+/// Counters of this room.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    pulls: Family<Outcome, Counter<u64, AtomicU64>>,
+    duration: Family<Source, Histogram, fn() -> Histogram>,
+    inflight: Gauge<i64, AtomicI64>,
+    bytes: Family<Source, Counter<u64, AtomicU64>>,
+    layers: Family<Source, Counter<u64, AtomicU64>>,
+    removed: Counter<u64, AtomicU64>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            pulls: Family::default(),
+            duration: Family::new_with_constructor(pull_seconds),
+            inflight: Gauge::default(),
+            bytes: Family::default(),
+            layers: Family::default(),
+            removed: Counter::default(),
+        }
+    }
+}
+
+fn pull_seconds() -> Histogram {
+    Histogram::new(PULL_SECONDS)
+}
+
+impl Metrics {
+    /// Registers this room's metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Metrics::default();
+        registry.register(
+            "larder_pulls",
+            "Pulls that ended, by result and reason",
+            metrics.pulls.clone(),
+        );
+        registry.register(
+            "larder_pull_duration_seconds",
+            "Duration of successful pulls, by whether layers had to come from a registry",
+            metrics.duration.clone(),
+        );
+        registry.register(
+            "larder_pulls_inflight",
+            "Pulls under way",
+            metrics.inflight.clone(),
+        );
+        registry.register(
+            "larder_pull_bytes",
+            "Compressed layer bytes, by where they came from",
+            metrics.bytes.clone(),
+        );
+        registry.register(
+            "larder_layers",
+            "Layers of pulled images, by where they came from",
+            metrics.layers.clone(),
+        );
+        registry.register(
+            "larder_images_removed",
+            "Images removed",
+            metrics.removed.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn pull_started(&self) {
+        self.inflight.inc();
+    }
+
+    /// `cached` tells whether the pull was answered without a layer from a registry.
+    pub(super) fn pull_ended(&self, outcome: Result<bool, &Error>, took: Duration) {
+        self.inflight.dec();
+        let (result, reason) = match outcome {
+            Ok(_) => ("success", ""),
+            Err(error) => match error.kind() {
+                ErrorKind::Cancelled => ("cancelled", "cancelled"),
+                kind => ("failure", kind.as_str()),
+            },
+        };
+        self.pulls.get_or_create(&Outcome { result, reason }).inc();
+        if let Ok(cached) = outcome {
+            let source = if cached { "cached" } else { "registry" };
+            self.duration
+                .get_or_create(&Source { source })
+                .observe(took.as_secs_f64());
+        }
+    }
+
+    pub(super) fn layer(&self, source: LayerSource, bytes: u64) {
+        let source = match source {
+            LayerSource::Registry => "registry",
+            LayerSource::Shared => "shared",
+            LayerSource::Present => "present",
+            LayerSource::Unknown => return,
+        };
+        self.layers.get_or_create(&Source { source }).inc();
+        self.bytes.get_or_create(&Source { source }).inc_by(bytes);
+    }
+
+    pub(super) fn image_removed(&self) {
+        self.removed.inc();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_labels_are_those_of_the_dashboards() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.pull_started();
+        metrics.pull_ended(Ok(true), Duration::from_millis(20));
+        metrics.pull_started();
+        metrics.pull_ended(Ok(false), Duration::from_secs(2));
+        metrics.pull_started();
+        let cancelled = Error::Cancelled {
+            reference: "a".into(),
+        };
+        metrics.pull_ended(Err(&cancelled), Duration::ZERO);
+        metrics.pull_started();
+        metrics.pull_ended(Err(&Error::Invalid("b".into())), Duration::ZERO);
+        metrics.pull_started();
+        metrics.layer(LayerSource::Registry, 10);
+        metrics.layer(LayerSource::Present, 20);
+        metrics.layer(LayerSource::Shared, 30);
+        metrics.layer(LayerSource::Unknown, 40);
+        metrics.image_removed();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"larder_pulls_total{result="success",reason=""} 2"#,
+            r#"larder_pulls_total{result="cancelled",reason="cancelled"} 1"#,
+            r#"larder_pulls_total{result="failure",reason="invalid"} 1"#,
+            r#"larder_pull_duration_seconds_bucket{le="0.05",source="cached"} 1"#,
+            r#"larder_pull_duration_seconds_count{source="registry"} 1"#,
+            "larder_pulls_inflight 1",
+            r#"larder_pull_bytes_total{source="registry"} 10"#,
+            r#"larder_pull_bytes_total{source="present"} 20"#,
+            r#"larder_pull_bytes_total{source="shared"} 30"#,
+            r#"larder_layers_total{source="shared"} 1"#,
+            "larder_images_removed_total 1",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! An image as doors show it, made from the store's record. Pure.
+
+use crate::image::User;
+use crate::store::Image;
+
+use super::ImageView;
+use super::names::Patterns;
+
+pub(super) fn view(image: &Image, pinned: &Patterns) -> ImageView {
+    let record = &image.record;
+    let (mut repo_digests, mut repo_tags): (Vec<String>, Vec<String>) = image
+        .names
+        .iter()
+        .map(|name| name.name.clone())
+        .partition(|name| name.contains('@'));
+    repo_tags.sort_unstable();
+    repo_digests.sort_unstable();
+    ImageView {
+        id: record.id.clone(),
+        size: record.size.max(1),
+        created: record.created.clone(),
+        user: user(&record.user),
+        platform: record.platform.clone(),
+        pinned: record.pinned || image.names.iter().any(|name| pinned.matches(&name.name)),
+        manifest: record.manifest.clone(),
+        pulled_at: record.pulled_at,
+        layers: record.layers.clone(),
+        repo_tags,
+        repo_digests,
+    }
+}
+
+/// The record keeps the user as text; a number is an id.
+fn user(text: &str) -> Option<User> {
+    let name = text.split_once(':').map_or(text, |(user, _group)| user);
+    if name.is_empty() {
+        return None;
+    }
+    Some(
+        name.parse()
+            .map_or_else(|_| User::Name(name.to_owned()), User::Uid),
+    )
+}
+
+/// What the record keeps of a config's user.
+pub(super) fn user_text(user: Option<&User>) -> String {
+    match user {
+        Some(User::Uid(uid)) => uid.to_string(),
+        Some(User::Name(name)) => name.clone(),
+        None => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_is_a_number_or_a_name_without_its_group() {
+        let table = [
+            ("", None),
+            ("0", Some(User::Uid(0))),
+            ("1002", Some(User::Uid(1002))),
+            ("1003:users", Some(User::Uid(1003))),
+            ("www-data", Some(User::Name("www-data".into()))),
+            ("www-data:www-data", Some(User::Name("www-data".into()))),
+            (":group", None),
+        ];
+        for (text, want) in table {
+            assert_eq!(user(text), want, "{text}");
+        }
+        for want in [None, Some(User::Uid(7)), Some(User::Name("root".into()))] {
+            assert_eq!(user(&user_text(want.as_ref())), want);
+        }
+    }
+}

@@ -1,0 +1,218 @@
+//! The service: single answers here, streams in their files.
+
+use std::path::{Path, PathBuf};
+
+use tonic::{Request, Response, Status};
+
+use super::proto::images_server::{self, ImagesServer};
+use super::proto::*;
+use super::{convert, fsck, pattern, pull, status};
+use crate::cache::{Cache, Error};
+
+/// Longest name or pattern that is looked at.
+const MAX_NAME: usize = 1024;
+
+/// `larder.v1.Images` over a cache.
+#[derive(Clone, Debug)]
+pub struct Images {
+    cache: Cache,
+}
+
+/// The gRPC service over a cache.
+pub fn server(cache: Cache) -> ImagesServer<Images> {
+    ImagesServer::new(Images { cache })
+}
+
+fn named(name: String) -> Result<String, Status> {
+    if name.is_empty() {
+        return Err(Status::invalid_argument("the request names no image"));
+    }
+    bounded(name)
+}
+
+fn bounded(name: String) -> Result<String, Status> {
+    if name.len() > MAX_NAME {
+        let length = name.len();
+        return Err(Status::invalid_argument(format!(
+            "the name is {length} bytes long, at most {MAX_NAME} are allowed"
+        )));
+    }
+    Ok(name)
+}
+
+/// A directory on the agent's machine. The agent's own working directory means nothing to a caller.
+fn directory(directory: &str) -> Result<PathBuf, Status> {
+    let path = Path::new(directory);
+    if !path.is_absolute() || directory.contains('\0') {
+        return Err(Status::invalid_argument(format!(
+            "directory {directory:?} is not absolute: give its full path on the agent's machine"
+        )));
+    }
+    Ok(path.to_owned())
+}
+
+/// `NOT_FOUND` with the text the cache has for it.
+fn absent(name: String) -> Status {
+    status::of(&Error::NotFound { name })
+}
+
+#[tonic::async_trait]
+impl images_server::Images for Images {
+    type PullStream = pull::Events;
+    type FsckStream = fsck::Events;
+
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        let request = convert::pull_request(request.into_inner())?;
+        Ok(Response::new(pull::events(self.cache.pull(request))))
+    }
+
+    async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
+        let pattern = bounded(request.into_inner().pattern)?;
+        let images = self.cache.list();
+        let images = images
+            .iter()
+            .filter(|image| pattern::matches(image, &pattern))
+            .map(convert::image)
+            .collect();
+        Ok(Response::new(ListResponse { images }))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<InspectRequest>,
+    ) -> Result<Response<InspectResponse>, Status> {
+        let name = named(request.into_inner().name)?;
+        match self
+            .cache
+            .inspect(&name)
+            .await
+            .map_err(|error| status::of(&error))?
+        {
+            Some(details) => Ok(Response::new(convert::details(&details))),
+            None => Err(absent(name)),
+        }
+    }
+
+    async fn remove(
+        &self,
+        request: Request<RemoveRequest>,
+    ) -> Result<Response<RemoveResponse>, Status> {
+        let name = named(request.into_inner().name)?;
+        let image = self
+            .cache
+            .status(&name)
+            .map_err(|error| status::of(&error))?;
+        let removed = self
+            .cache
+            .remove(&name)
+            .await
+            .map_err(|error| status::of(&error))?;
+        match (image, removed) {
+            (Some(image), Some(removed)) => Ok(Response::new(convert::removed(&image, removed))),
+            _ => Err(absent(name)),
+        }
+    }
+
+    async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {
+        Ok(Response::new(convert::usage(
+            &self.cache.usage(),
+            self.cache.root(),
+        )))
+    }
+
+    async fn fsck(
+        &self,
+        request: Request<FsckRequest>,
+    ) -> Result<Response<Self::FsckStream>, Status> {
+        Ok(Response::new(fsck::events(
+            self.cache.clone(),
+            request.into_inner().repair,
+        )))
+    }
+
+    async fn unpack(
+        &self,
+        request: Request<UnpackRequest>,
+    ) -> Result<Response<UnpackResponse>, Status> {
+        let request = request.into_inner();
+        let (name, directory) = (named(request.name)?, directory(&request.directory)?);
+        let image = self
+            .cache
+            .unpack(&name, &directory)
+            .await
+            .map_err(|error| status::of(&error))?;
+        Ok(Response::new(UnpackResponse {
+            image: Some(convert::image(&image)),
+        }))
+    }
+
+    async fn mount(
+        &self,
+        request: Request<MountRequest>,
+    ) -> Result<Response<MountResponse>, Status> {
+        let request = request.into_inner();
+        let (name, directory) = (named(request.name)?, directory(&request.directory)?);
+        let image = self
+            .cache
+            .mount(&name, &directory)
+            .await
+            .map_err(|error| status::of(&error))?;
+        Ok(Response::new(MountResponse {
+            image: Some(convert::image(&image)),
+        }))
+    }
+
+    async fn umount(
+        &self,
+        request: Request<UmountRequest>,
+    ) -> Result<Response<UmountResponse>, Status> {
+        let directory = directory(&request.into_inner().directory)?;
+        self.cache
+            .umount(&directory)
+            .await
+            .map_err(|error| status::of(&error))?;
+        Ok(Response::new(UmountResponse {}))
+    }
+
+    async fn version(
+        &self,
+        _: Request<VersionRequest>,
+    ) -> Result<Response<VersionResponse>, Status> {
+        Ok(Response::new(VersionResponse {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directories_are_absolute() {
+        assert_eq!(directory("/mnt/x").unwrap(), Path::new("/mnt/x"));
+        for bad in ["", "x", "./x", "../x", "/a\0b"] {
+            assert_eq!(
+                directory(bad).unwrap_err().code(),
+                tonic::Code::InvalidArgument,
+                "{bad:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn names_are_bounded() {
+        assert_eq!(
+            named(String::new()).unwrap_err().code(),
+            tonic::Code::InvalidArgument
+        );
+        assert_eq!(
+            named("a".repeat(MAX_NAME + 1)).unwrap_err().code(),
+            tonic::Code::InvalidArgument
+        );
+        assert_eq!(bounded(String::new()).unwrap(), "");
+    }
+}

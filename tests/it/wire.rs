@@ -1,0 +1,186 @@
+//! Our descriptors of `runtime.v1` against the published interface.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+use std::collections::BTreeSet;
+
+use larder::cri::proto::DESCRIPTORS;
+use prost::Message;
+use prost_types::field_descriptor_proto::{Label, Type};
+use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
+
+/// Facts of `k8s.io/cri-api` v0.37.0, `pkg/apis/runtime/v1/api.proto`: every field of the messages that larder
+/// speaks, as `Message.field = number: type`.
+const PUBLISHED: &str = "\
+VersionRequest.version = 1: string\n\
+VersionResponse.version = 1: string\n\
+VersionResponse.runtime_name = 2: string\n\
+VersionResponse.runtime_version = 3: string\n\
+VersionResponse.runtime_api_version = 4: string\n\
+PodSandboxMetadata.name = 1: string\n\
+PodSandboxMetadata.uid = 2: string\n\
+PodSandboxMetadata.namespace = 3: string\n\
+PodSandboxMetadata.attempt = 4: uint32\n\
+PodSandboxConfig.metadata = 1: PodSandboxMetadata\n\
+PodSandboxConfig.hostname = 2: string\n\
+PodSandboxConfig.log_directory = 3: string\n\
+PodSandboxConfig.dns_config = 4: DNSConfig\n\
+PodSandboxConfig.port_mappings = 5: repeated PortMapping\n\
+PodSandboxConfig.labels = 6: map<string,string>\n\
+PodSandboxConfig.annotations = 7: map<string,string>\n\
+PodSandboxConfig.linux = 8: LinuxPodSandboxConfig\n\
+PodSandboxConfig.windows = 9: WindowsPodSandboxConfig\n\
+ImageSpec.image = 1: string\n\
+ImageSpec.annotations = 2: map<string,string>\n\
+ImageSpec.user_specified_image = 18: string\n\
+ImageSpec.runtime_handler = 19: string\n\
+ImageSpec.image_ref = 20: string\n\
+ImageFilter.image = 1: ImageSpec\n\
+ListImagesRequest.filter = 1: ImageFilter\n\
+ListImagesResponse.images = 1: repeated Image\n\
+StreamImagesRequest.filter = 1: ImageFilter\n\
+StreamImagesResponse.images = 1: repeated Image\n\
+Image.id = 1: string\n\
+Image.repo_tags = 2: repeated string\n\
+Image.repo_digests = 3: repeated string\n\
+Image.size = 4: uint64\n\
+Image.uid = 5: Int64Value\n\
+Image.username = 6: string\n\
+Image.spec = 7: ImageSpec\n\
+Image.pinned = 8: bool\n\
+ImageStatusRequest.image = 1: ImageSpec\n\
+ImageStatusRequest.verbose = 2: bool\n\
+ImageStatusResponse.image = 1: Image\n\
+ImageStatusResponse.info = 2: map<string,string>\n\
+AuthConfig.username = 1: string\n\
+AuthConfig.password = 2: string\n\
+AuthConfig.auth = 3: string\n\
+AuthConfig.server_address = 4: string\n\
+AuthConfig.identity_token = 5: string\n\
+AuthConfig.registry_token = 6: string\n\
+PullImageRequest.image = 1: ImageSpec\n\
+PullImageRequest.auth = 2: AuthConfig\n\
+PullImageRequest.sandbox_config = 3: PodSandboxConfig\n\
+PullImageResponse.image_ref = 1: string\n\
+RemoveImageRequest.image = 1: ImageSpec\n\
+ImageFsInfoResponse.image_filesystems = 1: repeated FilesystemUsage\n\
+ImageFsInfoResponse.container_filesystems = 2: repeated FilesystemUsage\n\
+FilesystemUsage.timestamp = 1: int64\n\
+FilesystemUsage.fs_id = 2: FilesystemIdentifier\n\
+FilesystemUsage.used_bytes = 3: UInt64Value\n\
+FilesystemUsage.inodes_used = 4: UInt64Value\n\
+FilesystemIdentifier.mountpoint = 1: string\n\
+UInt64Value.value = 1: uint64\n\
+Int64Value.value = 1: int64";
+
+/// Published fields that larder does not read.
+const LEFT_OUT: [&str; 4] = [
+    "PodSandboxConfig.dns_config = 4: DNSConfig",
+    "PodSandboxConfig.port_mappings = 5: repeated PortMapping",
+    "PodSandboxConfig.linux = 8: LinuxPodSandboxConfig",
+    "PodSandboxConfig.windows = 9: WindowsPodSandboxConfig",
+];
+
+/// The published methods that larder answers, as `Service.Method request -> answer`.
+const METHODS: [&str; 7] = [
+    "ImageService.ImageFsInfo ImageFsInfoRequest -> ImageFsInfoResponse",
+    "ImageService.ImageStatus ImageStatusRequest -> ImageStatusResponse",
+    "ImageService.ListImages ListImagesRequest -> ListImagesResponse",
+    "ImageService.PullImage PullImageRequest -> PullImageResponse",
+    "ImageService.RemoveImage RemoveImageRequest -> RemoveImageResponse",
+    "ImageService.StreamImages StreamImagesRequest -> stream StreamImagesResponse",
+    "RuntimeService.Version VersionRequest -> VersionResponse",
+];
+
+fn set() -> FileDescriptorSet {
+    FileDescriptorSet::decode(DESCRIPTORS).unwrap()
+}
+
+/// The type as a proto file writes it.
+fn type_of(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
+    let short = |name: &str| name.rsplit('.').next().unwrap().to_owned();
+    let one = match field.r#type() {
+        Type::String => "string".to_owned(),
+        Type::Bool => "bool".to_owned(),
+        Type::Int64 => "int64".to_owned(),
+        Type::Uint64 => "uint64".to_owned(),
+        Type::Uint32 => "uint32".to_owned(),
+        Type::Int32 => "int32".to_owned(),
+        Type::Bytes => "bytes".to_owned(),
+        Type::Message => {
+            let name = short(field.type_name());
+            if let Some(entry) = message
+                .nested_type
+                .iter()
+                .find(|entry| entry.name() == name)
+            {
+                let parts: Vec<String> = entry
+                    .field
+                    .iter()
+                    .map(|part| type_of(part, entry))
+                    .collect();
+                return format!("map<{}>", parts.join(","));
+            }
+            name
+        }
+        other => panic!("{other:?} is not expected"),
+    };
+    match field.label() {
+        Label::Repeated => format!("repeated {one}"),
+        _ => one,
+    }
+}
+
+#[test]
+fn fields_are_the_published_ones() {
+    let published: BTreeSet<&str> = PUBLISHED.lines().collect();
+    let mut ours = BTreeSet::new();
+    for file in set().file {
+        assert_eq!(file.package(), "runtime.v1");
+        for message in &file.message_type {
+            for field in &message.field {
+                let (message_name, field_name) = (message.name(), field.name());
+                ours.insert(format!(
+                    "{message_name}.{field_name} = {}: {}",
+                    field.number(),
+                    type_of(field, message)
+                ));
+            }
+        }
+    }
+    let ours: BTreeSet<&str> = ours.iter().map(String::as_str).collect();
+    let invented: Vec<_> = ours.difference(&published).collect();
+    assert!(invented.is_empty(), "not in the interface: {invented:#?}");
+    let missing: Vec<_> = published.difference(&ours).copied().collect();
+    assert_eq!(missing, {
+        let mut left_out = LEFT_OUT;
+        left_out.sort_unstable();
+        left_out
+    });
+}
+
+#[test]
+fn methods_are_the_published_ones() {
+    let mut ours = Vec::new();
+    for file in set().file {
+        for service in &file.service {
+            for method in &service.method {
+                let short = |name: &str| name.trim_start_matches(".runtime.v1.").to_owned();
+                let stream = if method.server_streaming() {
+                    "stream "
+                } else {
+                    ""
+                };
+                assert!(!method.client_streaming());
+                ours.push(format!(
+                    "{}.{} {} -> {stream}{}",
+                    service.name(),
+                    method.name(),
+                    short(method.input_type()),
+                    short(method.output_type())
+                ));
+            }
+        }
+    }
+    ours.sort_unstable();
+    assert_eq!(ours, METHODS);
+}
