@@ -60,18 +60,7 @@ impl Key {
 }
 
 fn fingerprint(credentials: &Credentials) -> Fingerprint {
-    let (kind, first, second) = match credentials {
-        Credentials::Anonymous => (0u8, "", ""),
-        Credentials::Basic { username, password } => (1, username.as_str(), password.0.as_str()),
-        Credentials::Identity(token) => (2, token.0.as_str(), ""),
-        Credentials::Bearer(token) => (3, token.0.as_str(), ""),
-    };
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&[kind]);
-    hasher.update(&(first.len() as u64).to_le_bytes());
-    hasher.update(first.as_bytes());
-    hasher.update(second.as_bytes());
-    Fingerprint(*hasher.finalize().as_bytes())
+    Fingerprint(credentials.fingerprint())
 }
 
 type Outcome = Result<Pulled, Arc<Error>>;
