@@ -4,6 +4,8 @@ mod agent;
 mod doors;
 mod erofs;
 mod ingest;
+mod licences;
 mod pull;
 mod support;
+mod tidy;
 mod wire;
