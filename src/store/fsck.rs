@@ -172,15 +172,13 @@ impl Store {
 
 impl Inner {
     fn damaged(&self, path: &Path, error: io::Error) -> Error {
-        match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
-                Error::Damaged {
-                    subject: self.layout.relative(path),
-                    cause: error.to_string(),
-                }
-            }
-            _ => Error::io("read", path, error),
+        if files::is_damage(&error) {
+            return Error::Damaged {
+                subject: self.layout.relative(path),
+                cause: error.to_string(),
+            };
         }
+        Error::io("read", path, error)
     }
 
     /// Both files against the row; returns the extents the layer uses.
@@ -281,9 +279,9 @@ impl Inner {
                     Err(_) => continue,
                 },
             };
-            for (hash, extent) in extents {
+            for (_, extent) in extents {
                 if let Some(cause) = bad.get(extent) {
-                    self.state().contents.distrust(hash, *extent);
+                    self.state().contents.distrust(*extent);
                     let entry =
                         using
                             .entry(layer.clone())

@@ -78,7 +78,10 @@ impl Store {
                 lowers.push(lower);
             }
         }
-        lowers.push(empty);
+        // More than 500 would be refused.
+        if lowers.len() == 1 {
+            lowers.push(empty);
+        }
         // The row first: should we die in between, start-up finds no such mount and forgets it.
         let row = MountRow {
             image: image.clone(),
