@@ -49,6 +49,12 @@ impl Store {
             let layers = image.record.layers.iter().map(|l| l.diff_id.clone());
             let layers: Vec<DiffId> = layers.collect();
             for layer in &layers {
+                if state.doomed.contains(layer) {
+                    return Err(Error::Invalid(format!(
+                        "image {} is being removed",
+                        image.record.id
+                    )));
+                }
                 lease.hold(&mut state, layer);
             }
             layers
