@@ -4,6 +4,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::image::Digest;
+
 use super::idx::LayerParts;
 use super::records::{Change, ImageRow, LayerRow, NameRow};
 use super::types::{Image, ImageCommit, Layer};
@@ -152,6 +154,7 @@ impl Store {
         for (digest, bytes) in &commit.blobs {
             inner.put_blob(digest, bytes).map_err(give_up)?;
         }
+        let mut dropped = Vec::new();
         let changes = {
             let state = inner.state();
             let mut row = ImageRow {
@@ -165,9 +168,22 @@ impl Store {
             };
             if let Some(known) = state.records.images.get(&id) {
                 row.record.pinned |= known.record.pinned;
+                // Of what it had, the documents that its names still point at.
+                let names = state.records.names.iter();
+                let is_target = |blob: &Digest| {
+                    names.clone().any(|(name, row)| {
+                        let moved = commit.names.iter().any(|moved| moved.name == *name);
+                        row.image == id && row.target == *blob && !moved
+                    })
+                };
                 for blob in &known.blobs {
-                    if !row.blobs.contains(blob) {
+                    if row.blobs.contains(blob) {
+                        continue;
+                    }
+                    if is_target(blob) {
                         row.blobs.push(blob.clone());
+                    } else {
+                        dropped.push(blob.clone());
                     }
                 }
             }
@@ -184,6 +200,17 @@ impl Store {
             changes
         };
         inner.apply(changes).map_err(give_up)?;
+        for blob in dropped {
+            let named = {
+                let state = inner.state();
+                let mut images = state.records.images.values();
+                images.any(|row| row.blobs.contains(&blob))
+            };
+            if !named {
+                // Otherwise an orphan for start-up.
+                let _ = files::remove(&inner.layout.blob(&blob));
+            }
+        }
         inner.measure();
         inner.metrics.took("commit_image", began.elapsed());
         let image = inner.state().records.visible().get(&id).cloned();

@@ -160,11 +160,16 @@ impl Store {
     /// A committed layer's files, verified against the checksums of its row. A damaged layer is quarantined, so that
     /// the next pull replaces it.
     pub(crate) fn open_layer(&self, diff_id: &DiffId) -> Result<OpenLayer, Error> {
+        let row = || self.inner.state().records.layers.get(diff_id).cloned();
+        let before = row();
         let opened = self.read_layer(diff_id);
         if let Err(Error::Damaged { subject, cause }) = &opened {
             let _commits = self.inner.commits();
-            self.inner
-                .quarantine(diff_id, &format!("{subject}: {cause}"))?;
+            // A pull may have replaced it while it was read.
+            if row() == before {
+                self.inner
+                    .quarantine(diff_id, &format!("{subject}: {cause}"))?;
+            }
         }
         opened
     }

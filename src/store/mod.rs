@@ -305,13 +305,18 @@ impl Inner {
     fn measure(&self) {
         let mut usage = Usage::default();
         let mut folders = vec![self.layout.root().to_path_buf()];
-        let mounts = self.layout.mounts();
+        let (mounts, staging) = (self.layout.mounts(), self.layout.staging());
+        let device = fs::symlink_metadata(self.layout.root()).map_or(0, |meta| meta.dev());
         while let Some(folder) = folders.pop() {
-            let own = fs::symlink_metadata(&folder).map_or(0, |meta| meta.blocks() * 512);
-            usage.stored_bytes += own;
-            usage.inodes += 1;
             // What is mounted there is not the store's to count.
-            if folder == mounts {
+            let own = fs::symlink_metadata(&folder).ok();
+            let Some(own) = own.filter(|meta| meta.dev() == device) else {
+                continue;
+            };
+            usage.stored_bytes += own.blocks() * 512;
+            usage.inodes += 1;
+            // Nor is what a pull stages: it goes before the pull ends.
+            if folder.parent() == Some(mounts.as_path()) || folder == staging {
                 continue;
             }
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
