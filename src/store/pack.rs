@@ -46,6 +46,10 @@ pub(crate) struct Extent {
 /// Where a content ended up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "an ingest needs the place only")
+    )]
     pub(crate) hash: ContentHash,
     pub(crate) extent: Extent,
     pub(crate) deduplicated: bool,
