@@ -4,6 +4,8 @@ use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::image::Digest;
+
 use super::idx::LayerParts;
 use super::records::{Change, ImageRow, LayerRow, NameRow};
 use super::types::{Image, ImageCommit, Layer};
@@ -41,25 +43,40 @@ impl Store {
                 Some(row) if row.damaged.is_none() => {
                     // Somebody else was quicker: theirs stays, dropping `parts` takes ours back.
                     lease.hold(&mut state, &id);
+                    let known = state.records.blobs.get(&parts.source.blob) == Some(&id);
                     drop(state);
-                    let blob = Change::PutBlob(parts.source.blob.clone(), id.clone());
-                    inner.apply(vec![blob])?;
+                    if !known {
+                        let blob = Change::PutBlob(parts.source.blob.clone(), id.clone());
+                        inner.apply(vec![blob])?;
+                    }
                     return Ok(row.layer());
                 }
                 other => other,
             }
         };
+        if let Some(extent) = parts.pack.damaged() {
+            return Err(Error::Damaged {
+                subject: inner.layout.relative(&inner.layout.pack(extent.segment)),
+                cause: "a content found in it turned out to be damaged meanwhile".to_owned(),
+            });
+        }
         // A damaged layer gives its extents back once the new one is in place.
         let replaced = before
             .and_then(|_| idx::read_head(&inner.layout.idx(&id)).ok())
             .map(|head| head.extents);
-        for (from, to) in [
-            (&staged_erofs, inner.layout.erofs(&id)),
-            (&staged_idx, inner.layout.idx(&id)),
-        ] {
-            fs::rename(from, &to).map_err(|error| Error::io("rename to", &to, error))?;
-        }
-        files::sync_folder(&inner.layout.layers())?;
+        // No row names them yet: on an error they go now rather than at the next start.
+        let give_up = |error| {
+            let _ = files::remove(&inner.layout.erofs(&id));
+            let _ = files::remove(&inner.layout.idx(&id));
+            error
+        };
+        let rename = |from: &std::path::Path, to: &std::path::Path| {
+            fs::rename(from, to).map_err(|error| Error::io("rename to", to, error))
+        };
+        rename(&staged_erofs, &inner.layout.erofs(&id))
+            .and_then(|()| rename(&staged_idx, &inner.layout.idx(&id)))
+            .and_then(|()| files::sync_folder(&inner.layout.layers()))
+            .map_err(give_up)?;
         let row = LayerRow {
             diff_id: id.clone(),
             tar_bytes: parts.tar_bytes,
@@ -87,12 +104,7 @@ impl Store {
                 .map(|(segment, len)| Change::PutSegment(segment, len)),
         );
         lease.hold(&mut inner.state(), &id);
-        if let Err(error) = inner.apply(changes) {
-            // No row names them: give them up now rather than at the next start.
-            let _ = files::remove(&inner.layout.erofs(&id));
-            let _ = files::remove(&inner.layout.idx(&id));
-            return Err(error);
-        }
+        inner.apply(changes).map_err(give_up)?;
         let added = parts.pack.added();
         inner
             .metrics
@@ -128,9 +140,21 @@ impl Store {
                 lease.hold(&mut state, &layer.diff_id);
             }
         }
+        // What no image names after a failure goes now rather than at the next start.
+        let give_up = |error| {
+            let state = inner.state();
+            for (digest, _) in &commit.blobs {
+                let mut images = state.records.images.values();
+                if !images.any(|row| row.blobs.contains(digest)) {
+                    let _ = files::remove(&inner.layout.blob(digest));
+                }
+            }
+            error
+        };
         for (digest, bytes) in &commit.blobs {
-            inner.put_blob(digest, bytes)?;
+            inner.put_blob(digest, bytes).map_err(give_up)?;
         }
+        let mut dropped = Vec::new();
         let changes = {
             let state = inner.state();
             let mut row = ImageRow {
@@ -144,9 +168,22 @@ impl Store {
             };
             if let Some(known) = state.records.images.get(&id) {
                 row.record.pinned |= known.record.pinned;
+                // Of what it had, the documents that its names still point at.
+                let names = state.records.names.iter();
+                let is_target = |blob: &Digest| {
+                    names.clone().any(|(name, row)| {
+                        let moved = commit.names.iter().any(|moved| moved.name == *name);
+                        row.image == id && row.target == *blob && !moved
+                    })
+                };
                 for blob in &known.blobs {
-                    if !row.blobs.contains(blob) {
+                    if row.blobs.contains(blob) {
+                        continue;
+                    }
+                    if is_target(blob) {
                         row.blobs.push(blob.clone());
+                    } else {
+                        dropped.push(blob.clone());
                     }
                 }
             }
@@ -162,7 +199,18 @@ impl Store {
             }
             changes
         };
-        inner.apply(changes)?;
+        inner.apply(changes).map_err(give_up)?;
+        for blob in dropped {
+            let named = {
+                let state = inner.state();
+                let mut images = state.records.images.values();
+                images.any(|row| row.blobs.contains(&blob))
+            };
+            if !named {
+                // Otherwise an orphan for start-up.
+                let _ = files::remove(&inner.layout.blob(&blob));
+            }
+        }
         inner.measure();
         inner.metrics.took("commit_image", began.elapsed());
         let image = inner.state().records.visible().get(&id).cloned();

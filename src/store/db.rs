@@ -3,7 +3,8 @@
 //! redb commits with `Durability::Immediate`: when [`Db::commit`] returns, the transaction is on disk, and a crash
 //! leaves either all of it or nothing.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
@@ -36,22 +37,33 @@ pub(super) enum OpenError {
 
 #[derive(Debug)]
 pub(super) struct Db {
-    database: Database,
-    root: std::path::PathBuf,
+    /// Absent after an I/O error, until the next transaction opens it again: redb goes no further by itself.
+    database: Mutex<Option<Database>>,
+    path: PathBuf,
+    root: PathBuf,
+}
+
+/// Why a transaction did not happen.
+enum Failure {
+    /// The disk; a full one may have space later.
+    Io(std::io::Error),
+    Other(String),
+}
+
+impl<E: Into<redb::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        match error.into() {
+            redb::Error::Io(error) => Failure::Io(error),
+            other => Failure::Other(other.to_string()),
+        }
+    }
 }
 
 impl Db {
     pub(super) fn open(path: &Path, root: &Path) -> Result<(Self, Records), OpenError> {
         // An empty file is what a crash before the first sync leaves.
         let fresh = std::fs::metadata(path).map_or(true, |meta| meta.len() == 0);
-        let mut builder = Database::builder();
-        builder.set_cache_size(CACHE);
-        let opened = if fresh {
-            builder.create(path)
-        } else {
-            builder.open(path)
-        };
-        let database = opened.map_err(|error| {
+        let database = open_file(path, fresh).map_err(|error| {
             let text = error.to_string();
             match error {
                 DatabaseError::Storage(StorageError::Io(source))
@@ -68,7 +80,8 @@ impl Db {
             }
         })?;
         let db = Db {
-            database,
+            database: Mutex::new(Some(database)),
+            path: path.to_path_buf(),
             root: root.to_path_buf(),
         };
         if fresh {
@@ -80,78 +93,33 @@ impl Db {
     }
 
     /// One durable transaction.
-    pub(super) fn commit(&self, changes: &[Change]) -> Result<(), Error> {
-        self.write(changes).map_err(|cause| Error::Database {
-            root: self.root.clone(),
-            cause,
+    pub(super) fn commit<'a>(
+        &self,
+        changes: impl IntoIterator<Item = &'a Change>,
+    ) -> Result<(), Error> {
+        let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match slot.take() {
+            Some(database) => Ok(database),
+            None => open_file(&self.path, false).map_err(Failure::from),
+        };
+        let outcome = database.and_then(|database| {
+            write(&database, changes)?;
+            *slot = Some(database);
+            Ok(())
+        });
+        outcome.map_err(|failure| match failure {
+            Failure::Io(error) => Error::io("write", &self.path, error),
+            Failure::Other(cause) => Error::Database {
+                root: self.root.clone(),
+                cause,
+            },
         })
     }
 
-    fn write(&self, changes: &[Change]) -> Result<(), String> {
-        let transaction = self.database.begin_write().map_err(text)?;
-        {
-            let mut images = transaction.open_table(IMAGES).map_err(text)?;
-            let mut names = transaction.open_table(NAMES).map_err(text)?;
-            let mut layers = transaction.open_table(LAYERS).map_err(text)?;
-            let mut blobs = transaction.open_table(BLOBS).map_err(text)?;
-            let mut mounts = transaction.open_table(MOUNTS).map_err(text)?;
-            let mut segments = transaction.open_table(SEGMENTS).map_err(text)?;
-            let mut counters = transaction.open_table(COUNTERS).map_err(text)?;
-            for change in changes {
-                match change {
-                    Change::PutImage(row) => {
-                        let key = row.record.id.to_string();
-                        images.insert(&*key, &*json(row)?).map_err(text)?;
-                    }
-                    Change::DeleteImage(id) => {
-                        images.remove(&*id.to_string()).map_err(text)?;
-                    }
-                    Change::PutName(name, row) => {
-                        names.insert(&**name, &*json(row)?).map_err(text)?;
-                    }
-                    Change::DeleteName(name) => {
-                        names.remove(&**name).map_err(text)?;
-                    }
-                    Change::PutLayer(row) => {
-                        let key = row.diff_id.to_string();
-                        layers.insert(&*key, &*json(row)?).map_err(text)?;
-                    }
-                    Change::DeleteLayer(id) => {
-                        layers.remove(&*id.to_string()).map_err(text)?;
-                    }
-                    Change::PutBlob(blob, id) => {
-                        let key = blob.to_string();
-                        blobs.insert(&*key, &*json(id)?).map_err(text)?;
-                    }
-                    Change::DeleteBlob(blob) => {
-                        blobs.remove(&*blob.to_string()).map_err(text)?;
-                    }
-                    Change::PutSegment(segment, len) => {
-                        segments.insert(segment, len).map_err(text)?;
-                    }
-                    Change::DeleteSegment(segment) => {
-                        segments.remove(segment).map_err(text)?;
-                    }
-                    Change::NextSegment(next) => {
-                        counters
-                            .insert(NEXT_SEGMENT, u64::from(*next))
-                            .map_err(text)?;
-                    }
-                    Change::PutMount(target, row) => {
-                        let key = target.to_string_lossy();
-                        mounts.insert(&*key, &*json(row)?).map_err(text)?;
-                    }
-                    Change::DeleteMount(target) => {
-                        mounts.remove(&*target.to_string_lossy()).map_err(text)?;
-                    }
-                }
-            }
-        }
-        transaction.commit().map_err(text)
-    }
-
     fn load(&self) -> Result<Records, String> {
-        let transaction = self.database.begin_read().map_err(text)?;
+        let slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = slot.as_ref().ok_or("it is not open")?;
+        let transaction = database.begin_read().map_err(text)?;
         let mut records = Records::default();
         for row in rows::<super::records::ImageRow>(&transaction, IMAGES)? {
             records.images.insert(row.1.record.id.clone(), row.1);
@@ -180,6 +148,81 @@ impl Db {
         records.show();
         Ok(records)
     }
+}
+
+fn open_file(path: &Path, create: bool) -> Result<Database, DatabaseError> {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE);
+    if create {
+        builder.create(path)
+    } else {
+        builder.open(path)
+    }
+}
+
+fn write<'a>(
+    database: &Database,
+    changes: impl IntoIterator<Item = &'a Change>,
+) -> Result<(), Failure> {
+    let transaction = database.begin_write()?;
+    {
+        let mut images = transaction.open_table(IMAGES)?;
+        let mut names = transaction.open_table(NAMES)?;
+        let mut layers = transaction.open_table(LAYERS)?;
+        let mut blobs = transaction.open_table(BLOBS)?;
+        let mut mounts = transaction.open_table(MOUNTS)?;
+        let mut segments = transaction.open_table(SEGMENTS)?;
+        let mut counters = transaction.open_table(COUNTERS)?;
+        for change in changes {
+            match change {
+                Change::PutImage(row) => {
+                    let key = row.record.id.to_string();
+                    images.insert(&*key, &*json(row).map_err(Failure::Other)?)?;
+                }
+                Change::DeleteImage(id) => {
+                    images.remove(&*id.to_string())?;
+                }
+                Change::PutName(name, row) => {
+                    names.insert(&**name, &*json(row).map_err(Failure::Other)?)?;
+                }
+                Change::DeleteName(name) => {
+                    names.remove(&**name)?;
+                }
+                Change::PutLayer(row) => {
+                    let key = row.diff_id.to_string();
+                    layers.insert(&*key, &*json(row).map_err(Failure::Other)?)?;
+                }
+                Change::DeleteLayer(id) => {
+                    layers.remove(&*id.to_string())?;
+                }
+                Change::PutBlob(blob, id) => {
+                    let key = blob.to_string();
+                    blobs.insert(&*key, &*json(id).map_err(Failure::Other)?)?;
+                }
+                Change::DeleteBlob(blob) => {
+                    blobs.remove(&*blob.to_string())?;
+                }
+                Change::PutSegment(segment, len) => {
+                    segments.insert(segment, len)?;
+                }
+                Change::DeleteSegment(segment) => {
+                    segments.remove(segment)?;
+                }
+                Change::NextSegment(next) => {
+                    counters.insert(NEXT_SEGMENT, u64::from(*next))?;
+                }
+                Change::PutMount(target, row) => {
+                    let key = target.to_string_lossy();
+                    mounts.insert(&*key, &*json(row).map_err(Failure::Other)?)?;
+                }
+                Change::DeleteMount(target) => {
+                    mounts.remove(&*target.to_string_lossy())?;
+                }
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 fn rows<T: DeserializeOwned>(

@@ -54,6 +54,14 @@ pub(super) fn remove(path: &Path) -> Result<u64, Error> {
     }
 }
 
+/// Whether an error of reading means that the bytes are wrong or gone. Others, such as EIO, may pass.
+pub(super) fn is_damage(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+    )
+}
+
 /// Bytes that a file occupies on disk; 0 if it is absent.
 pub(super) fn occupied(path: &Path) -> u64 {
     fs::symlink_metadata(path).map_or(0, |meta| meta.blocks() * 512)

@@ -47,7 +47,11 @@ impl Store {
         let lease = self.lease();
         let rows: Vec<LayerRow> = {
             let mut state = inner.state();
-            let rows: Vec<LayerRow> = state.records.layers.values().cloned().collect();
+            let layers = state.records.layers.values();
+            let rows: Vec<LayerRow> = layers
+                .filter(|row| !state.doomed.contains(&row.diff_id))
+                .cloned()
+                .collect();
             for row in &rows {
                 lease.hold(&mut state, &row.diff_id);
             }
@@ -58,7 +62,12 @@ impl Store {
             report.layers += 1;
             let outcome = match &row.damaged {
                 Some(cause) => Err(cause.clone()),
-                None => inner.verify_layer_files(&row).map_err(|e| cause_of(&e)),
+                None => match inner.verify_layer_files(&row) {
+                    Ok(extents) => Ok(extents),
+                    Err(error @ Error::Damaged { .. }) => Err(cause_of(&error)),
+                    // An I/O error is no damage: it may pass.
+                    Err(error) => return Err(error),
+                },
             };
             match outcome {
                 Ok(extents) => sound.push((row.diff_id.clone(), extents)),
@@ -136,19 +145,36 @@ impl Store {
                     (Some(row.diff_id.clone()), reached)
                 };
             }
-            Err(error) => {
+            Err(error @ Error::Damaged { .. }) => {
                 inner.report_layer(&mut report, &row.diff_id, "layer", &cause_of(&error))?;
                 let mut state = inner.state();
                 state.scrub = next(&state.records.layers);
             }
+            Err(error) => return Err(error),
         }
         inner.metrics.scrubbed(report.bytes);
         inner.metrics.found(&report);
         Ok(report)
     }
 
-    /// A committed layer's files, verified against the checksums of its row.
+    /// A committed layer's files, verified against the checksums of its row. A damaged layer is quarantined, so that
+    /// the next pull replaces it.
     pub(crate) fn open_layer(&self, diff_id: &DiffId) -> Result<OpenLayer, Error> {
+        let row = || self.inner.state().records.layers.get(diff_id).cloned();
+        let before = row();
+        let opened = self.read_layer(diff_id);
+        if let Err(Error::Damaged { subject, cause }) = &opened {
+            let _commits = self.inner.commits();
+            // A pull may have replaced it while it was read.
+            if row() == before {
+                self.inner
+                    .quarantine(diff_id, &format!("{subject}: {cause}"))?;
+            }
+        }
+        opened
+    }
+
+    fn read_layer(&self, diff_id: &DiffId) -> Result<OpenLayer, Error> {
         let row = self.inner.state().records.layers.get(diff_id).cloned();
         let Some(row) = row else {
             return Err(Error::Invalid(format!("no layer {diff_id}")));
@@ -172,15 +198,13 @@ impl Store {
 
 impl Inner {
     fn damaged(&self, path: &Path, error: io::Error) -> Error {
-        match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof => {
-                Error::Damaged {
-                    subject: self.layout.relative(path),
-                    cause: error.to_string(),
-                }
-            }
-            _ => Error::io("read", path, error),
+        if files::is_damage(&error) {
+            return Error::Damaged {
+                subject: self.layout.relative(path),
+                cause: error.to_string(),
+            };
         }
+        Error::io("read", path, error)
     }
 
     /// Both files against the row; returns the extents the layer uses.
@@ -241,8 +265,11 @@ impl Inner {
                 Ok(_) => {
                     bad.insert(extent, "its checksum is wrong".to_owned());
                 }
-                Err(error) => {
+                Err(error) if files::is_damage(&error) => {
                     bad.insert(extent, error.to_string());
+                }
+                Err(error) => {
+                    return Err(Error::io("read", &self.layout.pack(extent.segment), error));
                 }
             }
             report.extents += 1;
@@ -281,9 +308,9 @@ impl Inner {
                     Err(_) => continue,
                 },
             };
-            for (hash, extent) in extents {
+            for (_, extent) in extents {
                 if let Some(cause) = bad.get(extent) {
-                    self.state().contents.distrust(hash, *extent);
+                    self.state().contents.distrust(*extent);
                     let entry =
                         using
                             .entry(layer.clone())

@@ -10,7 +10,7 @@ use super::{Inner, State, Store};
 use crate::image::Digest;
 
 /// Protects layers from collection while it lives. Dropping it releases them, and what no image uses is collected:
-/// that may take as long as a removal.
+/// that may take as long as a removal, so drop it where blocking is allowed.
 #[derive(Debug)]
 pub struct Lease {
     store: Arc<Inner>,
@@ -71,7 +71,7 @@ impl Store {
     pub fn layer(&self, diff_id: &DiffId, lease: &Lease) -> Option<Layer> {
         let mut state = self.inner.state();
         let row = state.records.layers.get(diff_id)?;
-        if row.damaged.is_some() || !self.inner.has_files(row) {
+        if row.damaged.is_some() || state.doomed.contains(diff_id) || !self.inner.has_files(row) {
             return None;
         }
         let layer = row.layer();

@@ -40,12 +40,9 @@ mod staging;
 mod types;
 mod unpack;
 
-#[cfg(test)]
-mod tests;
-
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -93,6 +90,10 @@ struct State {
     idle_segments: BTreeMap<u32, u64>,
     /// Layers that live leases protect, and how many do.
     leases: HashMap<DiffId, u32>,
+    /// Layers whose removal is being made durable: nobody can lease them any more.
+    doomed: HashSet<DiffId>,
+    /// Images used since their row was written.
+    touched: BTreeSet<ImageId>,
     usage: Usage,
     /// The layer whose turn it is to be scrubbed, and how many of its contents were.
     scrub: (Option<DiffId>, usize),
@@ -111,6 +112,9 @@ impl Store {
         };
         make(root)?;
         let root = fs::canonicalize(root).map_err(|error| Error::io("resolve", root, error))?;
+        // It holds files of private images. A root made by somebody else may be wider.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o700))
+            .map_err(|error| Error::io("set the mode of", &root, error))?;
         let layout = Layout::new(root.clone());
         let lock = lock::Lock::take(&layout)?;
         let meta = layout.meta();
@@ -127,6 +131,9 @@ impl Store {
         for folder in layout.folders() {
             make(&folder)?;
         }
+        // Guards the folders: what is durable in them must be reachable.
+        files::sync_folder(&layout.blobs())?;
+        files::sync_folder(&root)?;
         let (db, records, damage) = recover::open_database(&layout)?;
         let inner = Inner {
             layout,
@@ -212,11 +219,11 @@ impl Store {
         }
     }
 
-    /// Records a use, in memory; the next transaction that writes the image keeps it.
+    /// Records a use. In memory at once, on disk with the next transaction or when the store closes.
     pub fn touch_image(&self, id: &ImageId, at_ms: i64) {
         let mut state = self.inner.state();
-        if let Some(row) = state.records.images.get_mut(id) {
-            row.record.last_used_at = row.record.last_used_at.max(at_ms);
+        if state.records.touch(id, at_ms) {
+            state.touched.insert(id.clone());
         }
     }
 
@@ -243,9 +250,43 @@ impl Inner {
         if changes.is_empty() {
             return Ok(());
         }
-        self.db.commit(&changes)?;
-        self.state().records.apply(changes);
-        Ok(())
+        let (touched, rows) = {
+            let mut state = self.state();
+            let touched = std::mem::take(&mut state.touched);
+            let rows: Vec<Change> = touched
+                .iter()
+                .filter_map(|id| state.records.images.get(id).cloned())
+                .map(Change::PutImage)
+                .collect();
+            (touched, rows)
+        };
+        // Uses first: what the caller says of the same image wins.
+        let outcome = self.db.commit(rows.iter().chain(&changes));
+        let mut state = self.state();
+        match outcome {
+            Ok(()) => {
+                state.records.apply(changes);
+                Ok(())
+            }
+            Err(error) => {
+                state.touched.extend(touched);
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs `forget`, which makes the removal of layers durable, while nobody can lease them.
+    fn while_doomed(
+        &self,
+        layers: &[DiffId],
+        forget: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let outcome = forget();
+        let mut state = self.state();
+        for layer in layers {
+            state.doomed.remove(layer);
+        }
+        outcome
     }
 
     fn recovered(&self) -> bool {
@@ -264,13 +305,18 @@ impl Inner {
     fn measure(&self) {
         let mut usage = Usage::default();
         let mut folders = vec![self.layout.root().to_path_buf()];
-        let mounts = self.layout.mounts();
+        let (mounts, staging) = (self.layout.mounts(), self.layout.staging());
+        let device = fs::symlink_metadata(self.layout.root()).map_or(0, |meta| meta.dev());
         while let Some(folder) = folders.pop() {
-            let own = fs::symlink_metadata(&folder).map_or(0, |meta| meta.blocks() * 512);
-            usage.stored_bytes += own;
-            usage.inodes += 1;
             // What is mounted there is not the store's to count.
-            if folder == mounts {
+            let own = fs::symlink_metadata(&folder).ok();
+            let Some(own) = own.filter(|meta| meta.dev() == device) else {
+                continue;
+            };
+            usage.stored_bytes += own.blocks() * 512;
+            usage.inodes += 1;
+            // Nor is what a pull stages: it goes before the pull ends.
+            if folder.parent() == Some(mounts.as_path()) || folder == staging {
                 continue;
             }
             for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
@@ -293,3 +339,22 @@ impl Inner {
         state.usage = usage;
     }
 }
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let touched = std::mem::take(&mut self.state().touched);
+        let rows: Vec<Change> = {
+            let state = self.state();
+            let rows = touched.iter().filter_map(|id| state.records.images.get(id));
+            rows.cloned().map(Change::PutImage).collect()
+        };
+        if !rows.is_empty()
+            && let Err(error) = self.db.commit(&rows)
+        {
+            tracing::warn!(%error, "The last uses of images are forgotten");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

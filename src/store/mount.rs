@@ -49,6 +49,12 @@ impl Store {
             let layers = image.record.layers.iter().map(|l| l.diff_id.clone());
             let layers: Vec<DiffId> = layers.collect();
             for layer in &layers {
+                if state.doomed.contains(layer) {
+                    return Err(Error::Invalid(format!(
+                        "image {} is being removed",
+                        image.record.id
+                    )));
+                }
                 lease.hold(&mut state, layer);
             }
             layers
@@ -78,7 +84,10 @@ impl Store {
                 lowers.push(lower);
             }
         }
-        lowers.push(empty);
+        // More than 500 would be refused.
+        if lowers.len() == 1 {
+            lowers.push(empty);
+        }
         // The row first: should we die in between, start-up finds no such mount and forgets it.
         let row = MountRow {
             image: image.clone(),

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::JoinHandle;
 
 use hashbrown::HashMap;
-use rustix::fs::{FallocateFlags, OFlags, fallocate};
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl};
 
 use super::{Error, Inner, Store, contents, files};
 
@@ -46,6 +46,10 @@ pub(crate) struct Extent {
 /// Where a content ended up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "an ingest needs the place only")
+    )]
     pub(crate) hash: ContentHash,
     pub(crate) extent: Extent,
     pub(crate) deduplicated: bool,
@@ -93,6 +97,22 @@ struct Job {
     len: usize,
 }
 
+/// Some file systems take `O_DIRECT` when a file is opened and refuse the write: then it goes on without.
+fn write(job: &Job) -> io::Result<()> {
+    let bytes = job.buffer.filled(job.len);
+    match job.file.write_all_at(bytes, job.offset) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let flags = fcntl_getfl(&job.file)?;
+            if !flags.contains(OFlags::DIRECT) {
+                return Err(error);
+            }
+            fcntl_setfl(&job.file, flags - OFlags::DIRECT)?;
+            job.file.write_all_at(bytes, job.offset)
+        }
+        other => other,
+    }
+}
+
 /// The thread that writes. Jobs are done in order, so a later write to the same place wins.
 #[derive(Debug)]
 struct Writer {
@@ -111,9 +131,7 @@ impl Writer {
             .name("larder-pack".to_owned())
             .spawn(move || {
                 for job in queue {
-                    let result = job
-                        .file
-                        .write_all_at(job.buffer.filled(job.len), job.offset);
+                    let result = write(&job);
                     if finished.send((job.buffer, result)).is_err() {
                         break;
                     }
@@ -252,6 +270,7 @@ impl Drop for Hold {
                 Err(error) => tracing::warn!(%error, "Kept the tail of a pack"),
             }
         }
+        self.store.measure();
     }
 }
 
@@ -259,8 +278,9 @@ impl Drop for Hold {
 /// what it referred to.
 #[derive(Debug)]
 pub(crate) struct PackWriter {
-    hold: Hold,
+    // Dropped first: a write still under way must not land in a segment that was cut and given back.
     writer: Writer,
+    hold: Hold,
     /// Where the current buffer begins in the last of `hold.segments`; a multiple of the block.
     base: u64,
     buffer: Option<Buffer>,
@@ -489,6 +509,15 @@ impl PackCommit {
             .collect()
     }
 
+    /// Whether a content that this ingest was given was found damaged since.
+    pub(super) fn damaged(&self) -> Option<Extent> {
+        let state = self.hold.store.state();
+        let mut known = self.hold.contents.values().filter(|(_, known)| *known);
+        known
+            .find(|(extent, _)| state.contents.is_damaged(*extent))
+            .map(|(extent, _)| *extent)
+    }
+
     /// Bytes of the contents that were not there before.
     pub(super) fn added(&self) -> u64 {
         self.hold
@@ -521,6 +550,9 @@ impl PackCommit {
         for segment in self.hold.segments.drain(..) {
             if segment.len > 0 {
                 state.idle_segments.insert(segment.id, segment.len);
+            } else {
+                // Opened for contents that all turned out to be known. What stays is an orphan for start-up.
+                let _ = files::remove(&store.layout.pack(segment.id));
             }
         }
     }
@@ -550,8 +582,12 @@ impl Inner {
             }
         };
         let path = self.layout.pack(id);
-        let file = open_for_writing(&path, committed == 0)
-            .map_err(|error| Error::io("open", &path, error))?;
+        let file = open_for_writing(&path, committed == 0).map_err(|error| {
+            if committed > 0 {
+                self.state().idle_segments.insert(id, committed);
+            }
+            Error::io("open", &path, error)
+        })?;
         let segment = Segment {
             id,
             file: Arc::new(file),
@@ -586,7 +622,7 @@ impl Inner {
             let mut state = self.state();
             let freed = extents
                 .iter()
-                .filter(|(hash, extent)| state.contents.release(hash, *extent))
+                .filter(|(_, extent)| state.contents.release(*extent))
                 .map(|(_, extent)| *extent)
                 .collect();
             state.contents.shrink();
@@ -657,13 +693,13 @@ impl Store {
         let writer =
             Writer::start().map_err(|error| Error::io("start a writer for", root, error))?;
         Ok(PackWriter {
+            writer,
             hold: Hold {
                 store: self.inner.clone(),
                 segments: Vec::new(),
                 contents: HashMap::new(),
                 armed: true,
             },
-            writer,
             base: 0,
             buffer: None,
             fill: 0,

@@ -93,15 +93,20 @@ impl Records {
     pub(super) fn apply(&mut self, changes: Vec<Change>) {
         let mut shown = false;
         for change in changes {
-            shown |= matches!(
-                change,
+            shown |= match &change {
                 Change::PutImage(_)
-                    | Change::DeleteImage(_)
-                    | Change::PutName(..)
-                    | Change::DeleteName(_)
-                    | Change::PutLayer(_)
-                    | Change::DeleteLayer(_)
-            );
+                | Change::DeleteImage(_)
+                | Change::PutName(..)
+                | Change::DeleteName(_) => true,
+                // A new layer changes nothing that is seen, unless it brings back an image that lacked it.
+                Change::PutLayer(row) => {
+                    self.layers.contains_key(&row.diff_id)
+                        || self.images.len() != self.visible.len()
+                }
+                // No image needs it.
+                Change::DeleteLayer(_) => false,
+                _ => false,
+            };
             self.apply_one(change);
         }
         if shown {
@@ -111,7 +116,12 @@ impl Records {
 
     fn apply_one(&mut self, change: Change) {
         match change {
-            Change::PutImage(row) => {
+            Change::PutImage(mut row) => {
+                // It may have been used since the change was made up.
+                if let Some(known) = self.images.get(&row.record.id) {
+                    let last = known.record.last_used_at;
+                    row.record.last_used_at = row.record.last_used_at.max(last);
+                }
                 self.images.insert(row.record.id.clone(), row);
             }
             Change::DeleteImage(id) => {
@@ -180,6 +190,21 @@ impl Records {
             visible.insert(id.clone(), image);
         }
         self.visible = visible;
+    }
+
+    /// Records a use. True where it is news.
+    pub(super) fn touch(&mut self, id: &ImageId, at_ms: i64) -> bool {
+        let Some(row) = self.images.get_mut(id) else {
+            return false;
+        };
+        if row.record.last_used_at >= at_ms {
+            return false;
+        }
+        row.record.last_used_at = at_ms;
+        if let Some(image) = self.visible.get_mut(id) {
+            Arc::make_mut(image).record.last_used_at = at_ms;
+        }
+        true
     }
 
     /// Present and not damaged.

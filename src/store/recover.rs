@@ -193,12 +193,19 @@ impl Inner {
         let layers: Vec<(DiffId, bool)> = {
             let state = self.state();
             let rows = state.records.layers.values();
-            rows.map(|row| (row.diff_id.clone(), row.damaged.is_some()))
-                .collect()
+            let mut layers: Vec<_> = rows
+                .map(|row| (row.diff_id.clone(), row.damaged.is_some()))
+                .collect();
+            // Sound ones first, so that what they share with damaged ones is given out.
+            layers.sort_unstable_by_key(|(_, damaged)| *damaged);
+            layers
         };
         for (layer, damaged) in layers {
             let head = match idx::read_head(&self.layout.idx(&layer)) {
                 Ok(head) => head,
+                Err(error) if !files::is_damage(&error) => {
+                    return Err(Error::io("read", &self.layout.idx(&layer), error));
+                }
                 Err(error) => {
                     if !damaged {
                         self.quarantine(&layer, &format!("its index: {error}"))?;
@@ -219,7 +226,7 @@ impl Inner {
                         .is_some_and(|len| end <= *len);
                     outside |= !inside;
                     if damaged || !inside {
-                        state.contents.add_other(extent);
+                        state.contents.add_other(hash, extent);
                     } else {
                         state.contents.add(hash, extent);
                     }

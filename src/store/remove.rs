@@ -9,7 +9,7 @@ use crate::image::{DiffId, Digest, ImageId};
 
 use super::records::Change;
 use super::types::Removed;
-use super::{Error, Inner, Store, files, idx};
+use super::{Error, Inner, State, Store, files, idx};
 
 impl Store {
     /// Removes an image with all its names and frees what only it used, before returning. Blocking. An image that is
@@ -19,7 +19,7 @@ impl Store {
         let inner = &self.inner;
         let _commits = inner.commits();
         let (changes, removed, blobs) = {
-            let state = inner.state();
+            let mut state = inner.state();
             let records = &state.records;
             let Some(row) = records.images.get(id) else {
                 return Ok(None);
@@ -61,27 +61,33 @@ impl Store {
                 layers,
                 freed_bytes: 0,
             };
+            state.doomed.extend(removed.layers.iter().cloned());
             (changes, removed, blobs)
         };
-        inner.apply(changes)?;
+        inner.while_doomed(&removed.layers, || inner.apply(changes))?;
         let mut removed = removed;
         for blob in &blobs {
-            removed.freed_bytes += files::remove(&inner.layout.blob(blob))?;
+            removed.freed_bytes += removed_or_kept(files::remove(&inner.layout.blob(blob)));
         }
-        removed.freed_bytes += inner.free_layers(&removed.layers)?;
+        removed.freed_bytes += inner.free_layers(&removed.layers);
         inner.measure();
         inner.metrics.took("remove_image", began.elapsed());
         Ok(Some(removed))
     }
 }
 
+/// Bytes freed. The image is gone whether its files go now or at the next start.
+fn removed_or_kept(outcome: Result<u64, Error>) -> u64 {
+    outcome.unwrap_or_else(|error| {
+        tracing::warn!(%error, "Kept a file that nothing names, until the next start");
+        0
+    })
+}
+
 impl Inner {
     /// Frees layers whose rows are gone: extents nobody else uses, the two files, segments without a live extent.
     /// The caller holds the commit lock. Returns the bytes freed.
-    pub(super) fn free_layers(&self, layers: &[DiffId]) -> Result<u64, Error> {
-        if layers.is_empty() {
-            return Ok(0);
-        }
+    fn free_layers(&self, layers: &[DiffId]) -> u64 {
         let mut freed = 0;
         for layer in layers {
             self.unmount_layer(layer);
@@ -92,26 +98,26 @@ impl Inner {
                     tracing::warn!(%layer, %error, "Kept the contents of a damaged layer")
                 }
             }
-            freed += files::remove(&self.layout.erofs(layer))?;
-            freed += files::remove(&self.layout.idx(layer))?;
+            freed += removed_or_kept(files::remove(&self.layout.erofs(layer)));
+            freed += removed_or_kept(files::remove(&self.layout.idx(layer)));
         }
-        self.drop_empty_segments()?;
+        removed_or_kept(self.drop_empty_segments().map(|()| 0));
         self.metrics.freed(freed, layers.len() as u64);
-        Ok(freed)
+        freed
     }
 
     /// Unlinks segments that hold nothing and that no ingest has.
     pub(super) fn drop_empty_segments(&self) -> Result<(), Error> {
-        let empty: Vec<u32> = {
+        let empty: Vec<(u32, u64)> = {
             let mut state = self.state();
-            let empty: Vec<u32> = state
+            let empty: Vec<(u32, u64)> = state
                 .idle_segments
-                .keys()
-                .copied()
-                .filter(|segment| state.contents.live(*segment) == 0)
+                .iter()
+                .map(|(id, len)| (*id, *len))
+                .filter(|(segment, _)| state.contents.live(*segment) == 0)
                 .collect();
             // Nobody can check them out from here on.
-            for segment in &empty {
+            for (segment, _) in &empty {
                 state.idle_segments.remove(segment);
             }
             empty
@@ -119,8 +125,12 @@ impl Inner {
         if empty.is_empty() {
             return Ok(());
         }
-        self.apply(empty.iter().map(|id| Change::DeleteSegment(*id)).collect())?;
-        for segment in empty {
+        let gone = empty.iter().map(|(id, _)| Change::DeleteSegment(*id));
+        if let Err(error) = self.apply(gone.collect()) {
+            self.state().idle_segments.extend(empty);
+            return Err(error);
+        }
+        for (segment, _) in empty {
             files::remove(&self.layout.pack(segment))?;
         }
         Ok(())
@@ -129,16 +139,15 @@ impl Inner {
     /// Removes those of `layers` that no image, mount or lease needs.
     pub(super) fn sweep(&self, layers: &BTreeSet<DiffId>) -> Result<(), Error> {
         let began = Instant::now();
+        // Mostly there is nothing to do, and then nobody is waited for.
+        if self.state().unused(layers).is_empty() {
+            return Ok(());
+        }
         let _commits = self.commits();
         let (unused, changes) = {
-            let state = self.state();
-            let needed = state.records.needed(None);
-            let unused: Vec<DiffId> = layers
-                .iter()
-                .filter(|layer| state.records.layers.contains_key(*layer))
-                .filter(|layer| !needed.contains(*layer) && !state.leases.contains_key(*layer))
-                .cloned()
-                .collect();
+            let mut state = self.state();
+            let unused = state.unused(layers);
+            state.doomed.extend(unused.iter().cloned());
             let changes: Vec<Change> = unused
                 .iter()
                 .flat_map(|layer| state.records.forget_layer(layer))
@@ -148,10 +157,27 @@ impl Inner {
         if unused.is_empty() {
             return Ok(());
         }
-        self.apply(changes)?;
-        self.free_layers(&unused)?;
+        self.while_doomed(&unused, || self.apply(changes))?;
+        self.free_layers(&unused);
         self.measure();
         self.metrics.took("sweep", began.elapsed());
         Ok(())
+    }
+}
+
+impl State {
+    /// Those of `layers` that no image, mount or lease needs.
+    fn unused(&self, layers: &BTreeSet<DiffId>) -> Vec<DiffId> {
+        let mut unused: Vec<DiffId> = layers
+            .iter()
+            .filter(|layer| self.records.layers.contains_key(*layer))
+            .filter(|layer| !self.leases.contains_key(*layer))
+            .cloned()
+            .collect();
+        if !unused.is_empty() {
+            let needed = self.records.needed(None);
+            unused.retain(|layer| !needed.contains(layer));
+        }
+        unused
     }
 }
