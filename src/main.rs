@@ -1,1 +1,5 @@
-fn main() {}
+//! The `larder` binary: agent and terminal in one.
+
+fn main() -> std::process::ExitCode {
+    larder::cli::main(std::env::args_os())
+}

@@ -1,1 +1,170 @@
-//! The terminal.
+//! The terminal: `larder VERB`.
+//!
+//! Owns flags, help, tables, progress and exit codes. Decides nothing about images: each verb asks `larder.v1`, of an
+//! agent or of a store it opened itself, over the same client.
+
+mod agent;
+mod client;
+mod completions;
+mod df;
+mod failure;
+mod fsck;
+mod images;
+mod inspect;
+mod mount;
+mod output;
+mod progress;
+mod pull;
+mod rmi;
+mod run;
+mod unpack;
+mod version;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::app::config::{AgentArgs, SOCKET};
+use failure::Failure;
+use output::Format;
+
+const ABOUT: &str = "An image cache for Kubernetes nodes: pulls once, keeps every file once";
+
+const AFTER: &str = "\
+Without --root, verbs talk to the agent (start one with: larder agent).
+With --root DIR they open the store in DIR themselves; no agent may run on it then.
+
+Examples:
+  larder pull busybox                          through the agent
+  larder --root ~/images pull busybox          without an agent
+  larder images -o json | jq -r '.[].id'
+  larder df
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such image.";
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "larder",
+    version,
+    about = ABOUT,
+    after_help = AFTER,
+    max_term_width = 100,
+    arg_required_else_help = true,
+    disable_help_subcommand = true
+)]
+struct Cli {
+    #[command(flatten)]
+    globals: Globals,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+/// Flags that every verb takes, before or after its name. Those that `larder agent` has too have the same type and
+/// name, so that `larder --root DIR agent` means what it says.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Globals {
+    /// Open the store in DIR instead of talking to an agent
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// The agent's socket [default: /run/larder/larder.sock]
+    #[arg(long, global = true, env = "LARDER_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// With --root: folder with HOST/hosts.toml [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
+    #[arg(
+        long,
+        global = true,
+        env = "LARDER_HOSTS_DIR",
+        value_name = "DIR",
+        value_delimiter = ':'
+    )]
+    hosts_dir: Vec<PathBuf>,
+    /// How to print results; table where a verb does not say otherwise
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    /// No progress, and ids only
+    #[arg(short, long, global = true)]
+    quiet: bool,
+    /// Log to standard error what happens; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+}
+
+impl Globals {
+    fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET))
+    }
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the node agent in the foreground
+    #[command(after_help = agent::AFTER)]
+    Agent(AgentArgs),
+    /// Pull images from their registries
+    #[command(after_help = pull::AFTER)]
+    Pull(pull::Args),
+    /// List images
+    #[command(visible_alias = "ls", after_help = images::AFTER)]
+    Images(images::Args),
+    /// Show all about images: config, layers and who shares them
+    #[command(visible_alias = "inspecti", after_help = inspect::AFTER)]
+    Inspect(inspect::Args),
+    /// Remove images and free their space
+    #[command(visible_alias = "rm", after_help = rmi::AFTER)]
+    Rmi(rmi::Args),
+    /// Show what the store holds and what it occupies
+    #[command(visible_alias = "imagefsinfo", after_help = df::AFTER)]
+    Df(df::Args),
+    /// Read everything in the store and compare checksums
+    #[command(after_help = fsck::AFTER)]
+    Fsck(fsck::Args),
+    /// Write an image's files into a directory
+    #[command(after_help = unpack::AFTER)]
+    Unpack(unpack::Args),
+    /// Mount an image read-only
+    #[command(after_help = mount::AFTER)]
+    Mount(mount::Args),
+    /// Unmount what mount mounted
+    #[command(visible_alias = "unmount", after_help = mount::AFTER_UMOUNT)]
+    Umount(mount::UmountArgs),
+    /// Show the versions of this program and of the agent
+    #[command(after_help = version::AFTER)]
+    Version(version::Args),
+    /// Print a completion script for a shell
+    #[command(after_help = completions::AFTER)]
+    Completions(completions::Args),
+}
+
+/// The whole tree of commands: for completions, and to check the help.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs a command line, the program's name first. Errors go to standard error.
+pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are no errors; a reader that hung up has seen enough.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() {
+                failure::USAGE
+            } else {
+                0
+            });
+        }
+    };
+    match run::verb(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            failure.print(&mut io::stderr().lock());
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+type Done = Result<(), Failure>;
