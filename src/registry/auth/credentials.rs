@@ -26,7 +26,7 @@ pub struct Secret(String);
 
 impl Secret {
     /// The secret, for the one who sends it.
-    pub(in crate::registry) fn expose(&self) -> &str {
+    pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }
