@@ -6,6 +6,7 @@ mod erofs;
 mod ingest;
 mod licences;
 mod pull;
+mod registry;
 mod support;
 mod tidy;
 mod wire;

@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 pub(crate) mod hub;
+pub(crate) mod registry;
 
 use std::path::PathBuf;
 
