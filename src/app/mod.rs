@@ -5,6 +5,8 @@
 
 pub mod agent;
 pub mod config;
+mod credentials;
 mod open;
 
+pub use credentials::credentials_for;
 pub use open::{CacheOptions, Opened, open_cache};

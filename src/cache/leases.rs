@@ -38,6 +38,15 @@ impl HeldLease {
         self.lease.clone()
     }
 
+    /// Releases the lease before it returns.
+    pub(super) async fn release(mut self) {
+        if let Some(lease) = self.lease.take() {
+            let threads = self.threads.clone();
+            // An error is an agent that stops: the runtime has dropped the lease then.
+            let _ = threads.block("lease", move || drop(lease)).await;
+        }
+    }
+
     /// Takes the lease out, to be dropped in place by a caller that may block.
     fn into_inner(mut self) -> Option<Arc<Lease>> {
         self.lease.take()

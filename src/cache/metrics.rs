@@ -131,3 +131,48 @@ impl Metrics {
         self.removed.inc();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_labels_are_those_of_the_dashboards() {
+        let mut registry = Registry::default();
+        let metrics = Metrics::register(&mut registry);
+        metrics.pull_started();
+        metrics.pull_ended(Ok(true), Duration::from_millis(20));
+        metrics.pull_started();
+        metrics.pull_ended(Ok(false), Duration::from_secs(2));
+        metrics.pull_started();
+        let cancelled = Error::Cancelled {
+            reference: "a".into(),
+        };
+        metrics.pull_ended(Err(&cancelled), Duration::ZERO);
+        metrics.pull_started();
+        metrics.pull_ended(Err(&Error::Invalid("b".into())), Duration::ZERO);
+        metrics.pull_started();
+        metrics.layer(LayerSource::Registry, 10);
+        metrics.layer(LayerSource::Present, 20);
+        metrics.layer(LayerSource::Shared, 30);
+        metrics.layer(LayerSource::Unknown, 40);
+        metrics.image_removed();
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &registry).unwrap();
+        for line in [
+            r#"larder_pulls_total{result="success",reason=""} 2"#,
+            r#"larder_pulls_total{result="cancelled",reason="cancelled"} 1"#,
+            r#"larder_pulls_total{result="failure",reason="invalid"} 1"#,
+            r#"larder_pull_duration_seconds_bucket{le="0.05",source="cached"} 1"#,
+            r#"larder_pull_duration_seconds_count{source="registry"} 1"#,
+            "larder_pulls_inflight 1",
+            r#"larder_pull_bytes_total{source="registry"} 10"#,
+            r#"larder_pull_bytes_total{source="present"} 20"#,
+            r#"larder_pull_bytes_total{source="shared"} 30"#,
+            r#"larder_layers_total{source="shared"} 1"#,
+            "larder_images_removed_total 1",
+        ] {
+            assert!(text.contains(line), "{line} in\n{text}");
+        }
+    }
+}

@@ -290,7 +290,7 @@ mod tests {
         fn no_name_panics(text in "\\PC{0,200}", hexish in "(sha256:)?[0-9a-fA-F]{0,140}") {
             for text in [text, hexish] {
                 let _ = Query::parse(&text);
-                Patterns::new(&[text.clone()]).matches(&text);
+                Patterns::new(std::slice::from_ref(&text)).matches(&text);
             }
         }
     }

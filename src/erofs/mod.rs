@@ -8,19 +8,28 @@
 //! hostile ones: it answers with an error and never panics, loops without end or asks for memory the image cannot justify.
 //! Neither mounts anything nor opens a device.
 
+mod body;
+mod check;
 mod dirent;
+mod file_type;
 mod layout;
+mod node;
 mod ondisk;
+mod place;
 mod read;
 mod rebuild;
+mod source;
 mod tree;
 mod walk;
 mod write;
 mod xattr;
 
-pub use layout::WriteError;
+pub use check::WriteError;
+pub use file_type::FileType;
+pub use node::{DirEntry, Node, Place, Run};
 pub use ondisk::BLOCK_SIZE;
-pub use read::{DirEntry, FileType, Node, Place, ReadAt, ReadError, Reader, Run};
+pub use read::{ReadError, Reader};
+pub use source::ReadAt;
 pub use tree::{Chunk, Device, Inode, InodeId, Kind, Tree};
 pub use write::{Written, write};
-pub use xattr::is_storable as xattr_is_storable;
+pub use xattr::{Xattrs, is_storable as xattr_is_storable};

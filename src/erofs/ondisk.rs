@@ -179,6 +179,24 @@ const fn crc_table() -> [u32; 256] {
     table
 }
 
+// These read zeros beyond the end; every caller has a slice that is long enough.
+
+pub(super) fn byte(bytes: &[u8], at: usize) -> u8 {
+    bytes.get(at).copied().unwrap_or_default()
+}
+
+pub(super) fn le_u16(bytes: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes(std::array::from_fn(|index| byte(bytes, at + index)))
+}
+
+pub(super) fn le_u32(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(std::array::from_fn(|index| byte(bytes, at + index)))
+}
+
+pub(super) fn le_u64(bytes: &[u8], at: usize) -> u64 {
+    u64::from_le_bytes(std::array::from_fn(|index| byte(bytes, at + index)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

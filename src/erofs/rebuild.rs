@@ -2,8 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::file_type::FileType;
+use super::node::Node;
 use super::ondisk::BLOCK_SIZE;
-use super::read::{FileType, Node, ReadAt, ReadError, Reader};
+use super::read::{ReadError, Reader};
+use super::source::ReadAt;
 use super::tree::{Chunk, Inode, InodeId, Kind, Tree};
 
 /// Shared extended attributes are the one thing that may honestly unfold to more than the image holds: a label of 64 bytes on

@@ -1,6 +1,6 @@
 //! Walks a tree from its root: which inodes are reached, in what order they are laid out, and how many links each has.
 
-use super::layout::WriteError;
+use super::check::WriteError;
 use super::ondisk::NAME_MAX;
 use super::tree::{InodeId, Kind, Tree};
 

@@ -2,15 +2,16 @@
 
 use std::io::Write;
 
+use super::check::WriteError;
 use super::dirent::{self, Target};
-use super::layout::{Data, Layout, Slot, WriteError};
+use super::file_type::FileType;
+use super::layout::{Data, Layout, Slot};
 use super::ondisk::{
     BLOCK, BLOCK_SIZE, CHECKSUM_FIELD, CHUNK_INDEX_SIZE, CHUNK_INDEXES, DEVICE_SLOT_FIRST,
     DEVICE_TAG_SIZE, INCOMPAT_CHUNKED_FILE, INCOMPAT_DEVICE_TABLE, InodeRecord, LAYOUT_CHUNKED,
     LAYOUT_FLAT_INLINE, LAYOUT_FLAT_PLAIN, NULL_BLOCK, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK,
     S_IFREG, S_IFSOCK, SUPER_OFFSET, Superblock, crc32c, encode_device_number,
 };
-use super::read::FileType;
 use super::tree::{Chunk, Device, Inode, Kind, Tree};
 use super::xattr;
 

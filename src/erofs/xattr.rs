@@ -5,8 +5,8 @@ use std::collections::HashMap;
 
 use super::ondisk::{XATTR_AREA_MAX, XATTR_ENTRY_SIZE, XATTR_HEADER_SIZE};
 
-/// What one inode's attributes are: full names to values.
-pub(super) type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
+/// Extended attributes of one inode: full names to values.
+pub type Xattrs = BTreeMap<Box<[u8]>, Box<[u8]>>;
 
 /// Prefix and its index on disk. The two ACL names are whole names.
 const PREFIXES: [(u8, &[u8]); 5] = [
@@ -74,13 +74,16 @@ pub(super) enum Unstorable {
     Total,
 }
 
+/// Name and value.
+type Pair<'a> = (&'a [u8], &'a [u8]);
+
 /// Attributes that several inodes have in common, kept once.
 #[derive(Default)]
 pub(super) struct Shared<'a> {
     /// Number of inodes, then the place in the shared area in units of 4 bytes.
-    places: HashMap<(&'a [u8], &'a [u8]), (u32, Option<u32>)>,
+    places: HashMap<Pair<'a>, (u32, Option<u32>)>,
     /// In the order of their places.
-    order: Vec<(&'a [u8], &'a [u8])>,
+    order: Vec<Pair<'a>>,
     size: u64,
 }
 
@@ -133,7 +136,7 @@ impl<'a> Shared<'a> {
     }
 
     /// Which attributes of an inode are shared: their places; and the others.
-    fn divide<'b>(&self, xattrs: &'b Xattrs) -> (Vec<u32>, Vec<(&'b [u8], &'b [u8])>) {
+    fn divide<'b>(&self, xattrs: &'b Xattrs) -> (Vec<u32>, Vec<Pair<'b>>) {
         let mut places = Vec::new();
         let mut own = Vec::new();
         for (name, value) in xattrs {
@@ -213,7 +216,8 @@ mod tests {
     fn names_split_by_prefix() {
         let long = [b"user.".as_slice(), &[b'a'; 255]].concat();
         let too_long = [b"user.".as_slice(), &[b'a'; 256]].concat();
-        let table: [(&[u8], Option<(u8, &[u8])>); 9] = [
+        type Split<'a> = Option<(u8, &'a [u8])>;
+        let table: [(&[u8], Split<'_>); 9] = [
             (b"user.a", Some((1, b"a"))),
             (b"system.posix_acl_access", Some((2, b""))),
             (b"system.posix_acl_default", Some((3, b""))),

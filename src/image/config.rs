@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 
-use super::manifest::MAX_LAYERS;
-use super::{DiffId, Platform};
+use super::raw::{self, RawPlatform};
+use super::{DiffId, MAX_LAYERS, Platform, excerpt};
 
-/// History lines kept; the rest are dropped.
-const MAX_HISTORY: usize = 2000;
+/// A larger config is refused.
+pub const MAX_CONFIG_BYTES: u64 = 4 << 20;
+/// Lines of build history that are kept.
+const MAX_HISTORY: usize = 1000;
 
 /// What larder reads of an image config.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// What the image was built for.
+    /// What the image was built for. The architecture is empty where the config names none, which serves any.
     pub platform: Platform,
     /// RFC 3339, as written.
     pub created: Option<String>,
@@ -23,11 +25,11 @@ pub struct Config {
     pub user: Option<User>,
     /// Labels of the config.
     pub labels: BTreeMap<String, String>,
-    /// Build history, oldest first; bounded.
+    /// Build history, oldest first; what follows the first 1000 lines is dropped.
     pub history: Vec<History>,
 }
 
-/// The user an image runs as (CRI `Image.uid` / `Image.username`). A group after `:` is dropped.
+/// The user an image runs as (CRI `Image.uid` / `Image.username`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
     /// A numeric user.
@@ -37,8 +39,7 @@ pub enum User {
 }
 
 /// One line of build history.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct History {
     /// RFC 3339.
     pub created: Option<String>,
@@ -56,41 +57,98 @@ pub struct History {
 pub struct ConfigError(pub String);
 
 #[derive(Deserialize)]
-struct Raw {
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    variant: String,
-    #[serde(default, rename = "os.version")]
-    os_version: String,
+struct RawConfig {
+    #[serde(flatten)]
+    platform: RawPlatform,
     #[serde(default)]
     created: Option<String>,
     #[serde(default)]
-    config: Option<RawRun>,
-    rootfs: RawRootfs,
+    config: Option<RawExecution>,
     #[serde(default)]
-    history: Option<Vec<History>>,
+    rootfs: Option<RawRootfs>,
+    #[serde(default)]
+    history: Option<Vec<RawHistory>>,
 }
 
 #[derive(Default, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-struct RawRun {
-    user: String,
-    labels: Option<BTreeMap<String, String>>,
+struct RawExecution {
+    #[serde(default, rename = "User")]
+    user: Option<String>,
+    #[serde(default, rename = "Labels", deserialize_with = "raw::strings")]
+    labels: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 struct RawRootfs {
-    #[serde(rename = "type")]
-    kind: String,
+    #[serde(default, rename = "type")]
+    kind: Option<String>,
     #[serde(default)]
     diff_ids: Option<Vec<DiffId>>,
 }
 
+#[derive(Deserialize)]
+struct RawHistory {
+    #[serde(default)]
+    created: Option<String>,
+    #[serde(default)]
+    created_by: Option<String>,
+    #[serde(default)]
+    comment: Option<String>,
+    #[serde(default)]
+    empty_layer: Option<bool>,
+}
+
+impl Config {
+    /// Parses a config blob.
+    pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
+        let refuse = |reason: String| Err(ConfigError(reason));
+        if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_CONFIG_BYTES) {
+            return refuse(format!(
+                "it has {} bytes, the limit is {MAX_CONFIG_BYTES}",
+                bytes.len()
+            ));
+        }
+        let raw: RawConfig = serde_json::from_slice(bytes)
+            .map_err(|error| ConfigError(excerpt(&error.to_string())))?;
+        let Some(rootfs) = raw.rootfs else {
+            return refuse("it has no rootfs, so it is not the config of an image".to_owned());
+        };
+        if let Some(kind) = rootfs
+            .kind
+            .filter(|kind| !kind.is_empty() && kind != "layers")
+        {
+            return refuse(format!(
+                "rootfs.type is {:?}, only \"layers\" is known",
+                excerpt(&kind)
+            ));
+        }
+        let diff_ids = rootfs.diff_ids.unwrap_or_default();
+        if diff_ids.len() > MAX_LAYERS {
+            return refuse(format!(
+                "it has {} diff_ids, the limit is {MAX_LAYERS}",
+                diff_ids.len()
+            ));
+        }
+        let execution = raw.config.unwrap_or_default();
+        Ok(Config {
+            platform: Platform::from(raw.platform),
+            created: raw.created.filter(|created| !created.is_empty()),
+            diff_ids,
+            user: execution.user.as_deref().and_then(User::parse),
+            labels: execution.labels,
+            history: raw
+                .history
+                .unwrap_or_default()
+                .into_iter()
+                .take(MAX_HISTORY)
+                .map(History::from)
+                .collect(),
+        })
+    }
+}
+
 impl User {
-    /// Reads `User` of a config: `1000`, `1000:1000`, `app`, `app:staff`; empty is none.
+    /// The user of `user[:group]`; `None` where there is none.
     pub fn parse(text: &str) -> Option<Self> {
         let user = text.split(':').next().unwrap_or_default();
         if user.is_empty() {
@@ -103,93 +161,145 @@ impl User {
     }
 }
 
-impl Config {
-    /// Parses a config blob.
-    pub fn parse(bytes: &[u8]) -> Result<Self, ConfigError> {
-        let raw: Raw =
-            serde_json::from_slice(bytes).map_err(|error| ConfigError(error.to_string()))?;
-        if raw.rootfs.kind != "layers" {
-            return Err(ConfigError(format!(
-                "rootfs type is {:?}, not \"layers\"",
-                super::digest::shorten(&raw.rootfs.kind)
-            )));
-        }
-        let diff_ids = raw.rootfs.diff_ids.unwrap_or_default();
-        if diff_ids.len() > MAX_LAYERS {
-            return Err(ConfigError(format!(
-                "it has {} diff_ids, the limit is {MAX_LAYERS}",
-                diff_ids.len()
-            )));
-        }
-        let run = raw.config.unwrap_or_default();
-        let mut platform = Platform::new(&raw.os, &raw.architecture, &raw.variant);
-        platform.os_version = raw.os_version;
-        let mut history = raw.history.unwrap_or_default();
-        history.truncate(MAX_HISTORY);
-        Ok(Config {
-            platform,
+impl From<RawHistory> for History {
+    fn from(raw: RawHistory) -> Self {
+        History {
             created: raw.created,
-            diff_ids,
-            user: User::parse(&run.user),
-            labels: run.labels.unwrap_or_default(),
-            history,
-        })
+            created_by: raw.created_by.unwrap_or_default(),
+            comment: raw.comment.unwrap_or_default(),
+            empty_layer: raw.empty_layer.unwrap_or_default(),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
+    use serde_json::{Value, json};
 
-    #[test]
-    fn reads_what_it_shows() {
-        let id = format!("sha256:{}", "1".repeat(64));
-        let text = format!(
-            r#"{{"architecture":"arm64","variant":"v8","os":"linux","created":"2026-01-02T03:04:05Z",
-            "config":{{"User":"1000:1000","Labels":{{"a":"b"}},"Env":null}},
-            "rootfs":{{"type":"layers","diff_ids":["{id}"]}},
-            "history":[{{"created_by":"COPY","comment":"c"}},{{"empty_layer":true}}]}}"#
-        );
-        let config = Config::parse(text.as_bytes()).unwrap();
-        assert_eq!(config.platform.to_string(), "linux/arm64");
-        assert_eq!(config.diff_ids[0].to_string(), id);
-        assert_eq!(config.user, Some(User::Uid(1000)));
-        assert_eq!(config.labels["a"], "b");
-        assert!(config.history[1].empty_layer);
+    const A: &str = "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    fn parse(value: &Value) -> Result<Config, ConfigError> {
+        Config::parse(value.to_string().as_bytes())
+    }
+
+    fn with_user(user: &str) -> Value {
+        json!({"architecture": "amd64", "os": "linux", "config": {"User": user}, "rootfs": {"type": "layers", "diff_ids": []}})
     }
 
     #[test]
-    fn splits_users() {
-        for (text, user) in [
+    fn reads_what_docker_writes() {
+        let config = parse(&json!({
+            "architecture": "arm64", "variant": "v8", "os": "linux", "os.version": "",
+            "created": "2024-05-01T12:00:00.123456789Z", "author": "x", "docker_version": "20.10",
+            "config": {
+                "User": "1000:100", "Env": ["PATH=/bin"], "Labels": {"a": "b"}, "Volumes": null,
+            },
+            "container_config": {"Labels": null},
+            "rootfs": {"type": "layers", "diff_ids": [A]},
+            "history": [
+                {"created": "2024-05-01T11:00:00Z", "created_by": "COPY . /", "comment": "buildkit"},
+                {"created_by": "CMD sh", "empty_layer": true},
+            ],
+        }))
+        .unwrap();
+        assert_eq!(config.platform.to_string(), "linux/arm64");
+        assert_eq!(
+            config.created.as_deref(),
+            Some("2024-05-01T12:00:00.123456789Z")
+        );
+        assert_eq!(config.diff_ids, [DiffId(A.parse().unwrap())]);
+        assert_eq!(config.user, Some(User::Uid(1000)));
+        assert_eq!(config.labels.get("a").map(String::as_str), Some("b"));
+        assert_eq!(config.history.len(), 2);
+        assert!(
+            config
+                .history
+                .iter()
+                .any(|h| h.empty_layer && h.created.is_none())
+        );
+    }
+
+    #[test]
+    fn reads_the_least_there_can_be() {
+        let config = parse(&json!({
+            "architecture": "amd64", "os": "linux", "config": null, "history": null, "created": null,
+            "rootfs": {"type": "layers", "diff_ids": null},
+        }))
+        .unwrap();
+        assert_eq!((config.user, config.diff_ids.len()), (None, 0));
+    }
+
+    #[test]
+    fn splits_the_user() {
+        for (text, want) in [
             ("", None),
+            (":5", None),
             ("0", Some(User::Uid(0))),
-            ("1003:users", Some(User::Uid(1003))),
-            ("www-data:www", Some(User::Name("www-data".into()))),
-            (":0", None),
+            ("65532:65532", Some(User::Uid(65532))),
+            ("-1", Some(User::Uid(-1))),
+            ("nobody", Some(User::Name("nobody".into()))),
+            ("nobody:nogroup", Some(User::Name("nobody".into()))),
+            (
+                "99999999999999999999",
+                Some(User::Name("99999999999999999999".into())),
+            ),
         ] {
-            assert_eq!(User::parse(text), user, "{text}");
+            assert_eq!(parse(&with_user(text)).unwrap().user, want, "{text:?}");
         }
     }
 
     #[test]
     fn refuses_with_a_reason() {
-        let id = format!("\"sha256:{}\"", "1".repeat(64));
-        let many = format!(
-            r#"{{"rootfs":{{"type":"layers","diff_ids":[{}]}}}}"#,
-            vec![id; 501].join(",")
-        );
-        for (text, reason) in [
-            ("{}", "rootfs"),
-            ("", "EOF"),
-            (r#"{"rootfs":{"type":"layers+x"}}"#, "not \"layers\""),
+        for (value, reason) in [
+            (json!({}), "no rootfs"),
+            (json!([]), "invalid type"),
             (
-                r#"{"rootfs":{"type":"layers","diff_ids":["sha256:0"]}}"#,
-                "64",
+                json!({"architecture": "amd64", "rootfs": {"type": "tar"}}),
+                "rootfs.type is \"tar\"",
             ),
-            (many.as_str(), "501"),
+            (
+                json!({"architecture": "amd64", "rootfs": {"diff_ids": ["sha256:1"]}}),
+                "exactly 64",
+            ),
+            (
+                json!({"architecture": "amd64", "rootfs": {"diff_ids": vec![A; 501]}}),
+                "501 diff_ids",
+            ),
+            (json!({"architecture": 5, "rootfs": {}}), "invalid type"),
         ] {
-            let error = Config::parse(text.as_bytes()).unwrap_err().to_string();
+            let error = parse(&value).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
+        }
+        assert!(Config::parse(b"").is_err());
+        assert!(Config::parse(&[b'['; 100_000]).is_err());
+        let large = " ".repeat(5 << 20);
+        assert!(
+            Config::parse(large.as_bytes())
+                .unwrap_err()
+                .0
+                .contains("limit")
+        );
+        let long = json!({"architecture": ["x".repeat(1 << 20)], "rootfs": {}});
+        assert!(parse(&long).unwrap_err().0.len() < 300);
+    }
+
+    #[test]
+    fn bounds_labels_and_history() {
+        let mut value = with_user("");
+        value["history"] = json!(vec![json!({"created_by": "RUN"}); 3000]);
+        assert_eq!(parse(&value).unwrap().history.len(), MAX_HISTORY);
+        let labels: BTreeMap<_, _> = (0..20_000).map(|n| (n.to_string(), "x")).collect();
+        value["config"]["Labels"] = json!(labels);
+        assert!(parse(&value).unwrap_err().0.contains("entries"));
+    }
+
+    proptest! {
+        #[test]
+        fn never_panics(bytes in proptest::collection::vec(any::<u8>(), 0..200), user in ".{0,20}") {
+            let _ = Config::parse(&bytes);
+            let _ = parse(&with_user(&user));
         }
     }
 }

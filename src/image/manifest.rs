@@ -3,18 +3,26 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
+use serde::de::IgnoredAny;
 
-use super::digest::shorten;
-use super::{Compression, Digest, MediaType, Platform};
+use super::raw::{self, RawPlatform};
+use super::{Compression, Digest, MediaType, Platform, excerpt};
 
 /// A larger manifest or index is refused.
 pub const MAX_MANIFEST_BYTES: u64 = 4 << 20;
 /// An image with more layers is refused: overlayfs takes 500 lower directories.
 pub const MAX_LAYERS: usize = 500;
 /// An index with more entries is refused.
-const MAX_INDEX_ENTRIES: usize = 1000;
-/// Platforms named in an error.
-const MAX_OFFERED: usize = 16;
+pub const MAX_INDEX_ENTRIES: usize = 1000;
+
+/// Config types that mean an image: the two proper ones, and what old registries and tools wrote in their place.
+/// An empty type is one of them. Any other type belongs to an artifact.
+const LENIENT_CONFIG_TYPES: [&str; 4] = [
+    "",
+    "application/octet-stream",
+    "application/json",
+    "text/html",
+];
 
 /// Points at a blob or manifest.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +50,8 @@ pub struct Manifest {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Several platforms' images; entries may be indexes themselves.
+/// Several platforms' images; entries may be indexes themselves. Entries that say they are another kind of
+/// artifact (`artifactType`) are left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Index {
     /// In the document's order.
@@ -72,9 +81,9 @@ pub enum ManifestError {
     /// A document type that is not an image.
     #[error("media type {0:?} is not an image manifest or index")]
     Unsupported(String),
-    /// A manifest whose config says that it is not a container image.
+    /// A manifest of something that is no image, such as a chart or a signature.
     #[error(
-        "config media type {0:?} is not an image config: this is an artifact, not a container image"
+        "the manifest describes an artifact of type {0:?}, not an image; name an image, or fetch it with a tool for that type"
     )]
     NotAnImage(String),
     /// A layer type that cannot be unpacked.
@@ -105,210 +114,246 @@ pub enum ManifestError {
     },
 }
 
+/// The fields of both kinds of document, as written.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawDocument {
-    schema_version: Option<u32>,
+    #[serde(default)]
+    schema_version: Option<u64>,
+    #[serde(default)]
     media_type: Option<String>,
+    #[serde(default)]
+    artifact_type: Option<String>,
+    #[serde(default)]
     config: Option<RawDescriptor>,
+    #[serde(default)]
     layers: Option<Vec<RawDescriptor>>,
+    #[serde(default)]
     manifests: Option<Vec<RawDescriptor>>,
     #[serde(default)]
-    fs_layers: Option<serde::de::IgnoredAny>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
+    fs_layers: Option<IgnoredAny>,
+    #[serde(default, deserialize_with = "raw::strings")]
+    annotations: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawDescriptor {
     #[serde(default)]
-    media_type: String,
+    media_type: Option<String>,
+    #[serde(default)]
+    artifact_type: Option<String>,
     digest: Digest,
-    size: i64,
+    size: u64,
     #[serde(default)]
     platform: Option<RawPlatform>,
-    #[serde(default)]
-    annotations: Option<BTreeMap<String, String>>,
+    #[serde(default, deserialize_with = "raw::strings")]
+    annotations: BTreeMap<String, String>,
 }
 
-#[derive(Deserialize)]
-struct RawPlatform {
-    #[serde(default)]
-    os: String,
-    #[serde(default)]
-    architecture: String,
-    #[serde(default)]
-    variant: String,
-    #[serde(default, rename = "os.version")]
-    os_version: String,
-}
-
-impl RawDescriptor {
-    fn read(self) -> Result<Descriptor, ManifestError> {
-        let size = u64::try_from(self.size).map_err(|_| {
-            ManifestError::Malformed(format!("{} has negative size {}", self.digest, self.size))
-        })?;
-        Ok(Descriptor {
-            media_type: self.media_type,
-            digest: self.digest,
-            size,
-            platform: self.platform.map(|raw| {
-                let mut platform = Platform::new(&raw.os, &raw.architecture, &raw.variant);
-                platform.os_version = raw.os_version;
-                platform
-            }),
-            annotations: self.annotations.unwrap_or_default(),
-        })
+impl From<RawDescriptor> for Descriptor {
+    fn from(raw: RawDescriptor) -> Self {
+        Descriptor {
+            media_type: raw.media_type.unwrap_or_default(),
+            digest: raw.digest,
+            size: raw.size,
+            platform: raw.platform.map(Platform::from),
+            annotations: raw.annotations,
+        }
     }
 }
 
 impl Document {
-    /// Parses a manifest or index. The document's own `mediaType` counts; `content_type` is the registry's word, used
-    /// where the document names no type. A document that could be read both ways is refused, as the OCI
-    /// specification advises.
+    /// Parses a manifest or index. `content_type` is the registry's word, used when the document names no type.
+    ///
+    /// A document that could be read as either kind is refused, as is one whose own type is another kind of
+    /// manifest than the registry says: two readers would see two images under one digest.
     pub fn parse(bytes: &[u8], content_type: Option<&str>) -> Result<Self, ManifestError> {
-        if bytes.len() as u64 > MAX_MANIFEST_BYTES {
-            return Err(ManifestError::TooMany {
-                what: "bytes",
-                found: bytes.len() as u64,
-                limit: MAX_MANIFEST_BYTES,
+        let length = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        limit("bytes", length, MAX_MANIFEST_BYTES)?;
+        if content_type.map(MediaType::parse) == Some(MediaType::Schema1) {
+            return Err(ManifestError::Schema1);
+        }
+        let raw: RawDocument = serde_json::from_slice(bytes).map_err(|error| {
+            let sent = content_type.map_or_else(String::new, |sent| {
+                format!("; the registry calls it {:?}", excerpt(sent))
             });
+            ManifestError::Malformed(format!("{}{sent}", excerpt(&error.to_string())))
+        })?;
+        match kind(&raw, content_type)? {
+            Kind::Manifest => manifest(raw).map(Document::Manifest),
+            Kind::Index => index(raw).map(Document::Index),
         }
-        let said = content_type.map(MediaType::parse);
-        if said == Some(MediaType::Schema1) {
-            return Err(ManifestError::Schema1);
-        }
-        let raw: RawDocument = serde_json::from_slice(bytes)
-            .map_err(|error| ManifestError::Malformed(error.to_string()))?;
-        if raw.schema_version == Some(1) || raw.fs_layers.is_some() {
-            return Err(ManifestError::Schema1);
-        }
-        let own = raw
-            .media_type
-            .as_deref()
-            .filter(|text| !text.is_empty())
-            .map(|text| (text, MediaType::parse(text)));
-        let kind = match (own, said) {
-            (Some((_, MediaType::Schema1)), _) => return Err(ManifestError::Schema1),
-            (Some((_, own @ (MediaType::Manifest | MediaType::Index))), Some(said))
-                if matches!(said, MediaType::Manifest | MediaType::Index) && own != said =>
-            {
-                return Err(ManifestError::Malformed(
-                    "the content type says one of manifest and index, the document the other"
-                        .into(),
-                ));
-            }
-            (Some((_, own @ (MediaType::Manifest | MediaType::Index))), _) => own,
-            (Some((text, _)), _) => return Err(ManifestError::Unsupported(shorten(text))),
-            (None, Some(said @ (MediaType::Manifest | MediaType::Index))) => said,
-            (None, _) if raw.manifests.is_some() => MediaType::Index,
-            (None, _) if raw.config.is_some() => MediaType::Manifest,
-            (None, _) => {
-                return Err(ManifestError::Malformed(
-                    "it has neither a config nor manifests".into(),
-                ));
-            }
-        };
-        if raw.manifests.is_some() && (raw.layers.is_some() || raw.config.is_some()) {
-            return Err(ManifestError::Malformed(
-                "it has both manifests and a config or layers".into(),
-            ));
-        }
-        if kind == MediaType::Index {
-            let manifests = raw
-                .manifests
-                .ok_or_else(|| ManifestError::Malformed("the index has no manifests".into()))?;
-            return Ok(Document::Index(Index {
-                manifests: read_all(manifests, "manifests", MAX_INDEX_ENTRIES)?,
-            }));
-        }
-        let config = raw
-            .config
-            .ok_or_else(|| ManifestError::Malformed("the manifest has no config".into()))?
-            .read()?;
-        if !config.media_type.is_empty()
-            && MediaType::parse(&config.media_type) != MediaType::Config
-        {
-            return Err(ManifestError::NotAnImage(shorten(&config.media_type)));
-        }
-        let layers = raw
-            .layers
-            .ok_or_else(|| ManifestError::Malformed("the manifest has no layers".into()))?;
-        let layers = read_all(layers, "layers", MAX_LAYERS)?;
-        for layer in &layers {
-            layer.compression()?;
-        }
-        Ok(Document::Manifest(Manifest {
-            config,
-            layers,
-            annotations: raw.annotations.unwrap_or_default(),
-        }))
     }
 }
 
-fn read_all(
-    raw: Vec<RawDescriptor>,
-    what: &'static str,
-    limit: usize,
-) -> Result<Vec<Descriptor>, ManifestError> {
-    if raw.len() > limit {
-        return Err(ManifestError::TooMany {
-            what,
-            found: raw.len() as u64,
-            limit: limit as u64,
-        });
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Manifest,
+    Index,
+}
+
+/// The document's own type, else the registry's, else the shape; all that are known must agree.
+fn kind(raw: &RawDocument, content_type: Option<&str>) -> Result<Kind, ManifestError> {
+    let malformed = |reason: &str| Err(ManifestError::Malformed(reason.to_owned()));
+    let own = raw.media_type.as_deref().filter(|own| !own.is_empty());
+    let own_kind = match own.map(MediaType::parse) {
+        None => None,
+        Some(MediaType::Manifest) => Some(Kind::Manifest),
+        Some(MediaType::Index) => Some(Kind::Index),
+        Some(MediaType::Schema1) => return Err(ManifestError::Schema1),
+        Some(_) => {
+            return Err(ManifestError::Unsupported(excerpt(own.unwrap_or_default())));
+        }
+    };
+    let image = raw.layers.is_some() || raw.config.is_some();
+    if raw.schema_version == Some(1) || (raw.fs_layers.is_some() && !image) {
+        return Err(ManifestError::Schema1);
     }
-    raw.into_iter().map(RawDescriptor::read).collect()
+    if let Some(version) = raw.schema_version.filter(|version| *version != 2) {
+        return Err(ManifestError::Malformed(format!(
+            "schemaVersion is {version}, only 2 is known"
+        )));
+    }
+    let sent_kind = match content_type.map(MediaType::parse) {
+        Some(MediaType::Manifest) => Some(Kind::Manifest),
+        Some(MediaType::Index) => Some(Kind::Index),
+        _ => None,
+    };
+    let shape = match (image, raw.manifests.is_some(), raw.fs_layers.is_some()) {
+        (true, false, false) => Kind::Manifest,
+        (false, true, false) => Kind::Index,
+        (false, false, _) => return malformed("it has neither layers nor manifests"),
+        _ => {
+            return malformed(
+                "it could be read as more than one kind of manifest, which is not safe; push the image again",
+            );
+        }
+    };
+    if own_kind.is_some_and(|own| own != shape) {
+        return malformed("its fields are not those of its mediaType");
+    }
+    if sent_kind.is_some_and(|sent| sent != shape) {
+        return Err(ManifestError::Malformed(format!(
+            "the registry calls it {:?}, but it is {}",
+            excerpt(content_type.unwrap_or_default()),
+            match shape {
+                Kind::Manifest => "an image manifest",
+                Kind::Index => "an index",
+            }
+        )));
+    }
+    Ok(shape)
+}
+
+fn manifest(raw: RawDocument) -> Result<Manifest, ManifestError> {
+    let Some(config) = raw.config else {
+        return Err(ManifestError::Malformed("it names no config".to_owned()));
+    };
+    let config = Descriptor::from(config);
+    if MediaType::parse(&config.media_type) != MediaType::Config
+        && !LENIENT_CONFIG_TYPES.contains(&config.media_type.as_str())
+    {
+        let named = raw.artifact_type.filter(|named| !named.is_empty());
+        return Err(ManifestError::NotAnImage(excerpt(
+            &named.unwrap_or(config.media_type),
+        )));
+    }
+    let layers = raw.layers.unwrap_or_default();
+    limit("layers", count(&layers), MAX_LAYERS as u64)?;
+    let layers: Vec<Descriptor> = layers.into_iter().map(Descriptor::from).collect();
+    for layer in &layers {
+        layer.compression()?;
+    }
+    Ok(Manifest {
+        config,
+        layers,
+        annotations: raw.annotations,
+    })
+}
+
+fn index(raw: RawDocument) -> Result<Index, ManifestError> {
+    let manifests = raw.manifests.unwrap_or_default();
+    limit("manifests", count(&manifests), MAX_INDEX_ENTRIES as u64)?;
+    let is_image = |entry: &RawDescriptor| {
+        entry
+            .artifact_type
+            .as_deref()
+            .is_none_or(|named| named.is_empty() || MediaType::parse(named) == MediaType::Config)
+    };
+    Ok(Index {
+        manifests: manifests
+            .into_iter()
+            .filter(is_image)
+            .map(Descriptor::from)
+            .collect(),
+    })
+}
+
+fn count<T>(list: &[T]) -> u64 {
+    u64::try_from(list.len()).unwrap_or(u64::MAX)
+}
+
+fn limit(what: &'static str, found: u64, limit: u64) -> Result<(), ManifestError> {
+    if found > limit {
+        return Err(ManifestError::TooMany { what, found, limit });
+    }
+    Ok(())
 }
 
 impl Index {
-    /// Entries that can serve `platform`, best first, document order among equals. Nested indexes that name no
-    /// platform come after them, since only fetching tells what they hold.
+    /// Entries that can serve `platform`, best first, document order among equals. Entries that name no platform
+    /// come last in document order, nested indexes among them, since only fetching tells: the caller checks the
+    /// platform of the config it then reads. Attestations (`unknown/unknown`) are left out.
+    ///
+    /// Never answers an empty list: that is [`ManifestError::NoPlatform`].
     pub fn candidates(&self, platform: &Platform) -> Result<Vec<&Descriptor>, ManifestError> {
-        let mut ranked: Vec<(u32, &Descriptor)> = Vec::new();
-        for entry in &self.manifests {
-            let kind = MediaType::parse(&entry.media_type);
-            match (&entry.platform, kind) {
-                (Some(offered), MediaType::Manifest | MediaType::Index) => {
-                    if let Some(rank) = platform.rank(offered) {
-                        ranked.push((rank, entry));
-                    }
-                }
-                // Without a platform only the config, or the nested index, can tell.
-                (None, MediaType::Manifest) => ranked.push((u32::MAX - 1, entry)),
-                (None, MediaType::Index) => ranked.push((u32::MAX, entry)),
-                _ => {}
-            }
-        }
-        if ranked.is_empty() {
+        let mut found: Vec<(u32, &Descriptor)> = self
+            .manifests
+            .iter()
+            .filter(|entry| entry.may_be_image())
+            .filter_map(|entry| match &entry.platform {
+                Some(offered) => Some((platform.rank(offered)?, entry)),
+                None => Some((u32::MAX, entry)),
+            })
+            .collect();
+        if found.is_empty() {
             return Err(ManifestError::NoPlatform {
                 wanted: platform.to_string(),
                 offered: self.offered(),
             });
         }
-        ranked.sort_by_key(|(rank, _)| *rank);
-        Ok(ranked.into_iter().map(|(_, entry)| entry).collect())
+        // A stable sort: equals stay in document order.
+        found.sort_by_key(|(rank, _)| *rank);
+        Ok(found.into_iter().map(|(_, entry)| entry).collect())
     }
 
-    /// The platforms of the entries, for people: sorted, each once, at most 16. Attestations are left out.
+    /// Each platform once, in document order, at most 20.
     pub fn offered(&self) -> String {
-        let mut platforms: Vec<String> = self
-            .manifests
-            .iter()
-            .filter_map(|entry| entry.platform.as_ref())
-            .filter(|platform| platform.os != "unknown")
-            .map(|platform| shorten(&platform.to_string()))
-            .collect();
-        platforms.sort();
-        platforms.dedup();
-        let more = platforms.len().saturating_sub(MAX_OFFERED);
-        platforms.truncate(MAX_OFFERED);
-        match (platforms.is_empty(), more) {
-            (true, _) => "none".to_owned(),
-            (false, 0) => platforms.join(", "),
-            (false, more) => format!("{} and {more} more", platforms.join(", ")),
+        const MOST: usize = 20;
+        let mut names: Vec<String> = Vec::new();
+        let mut more = false;
+        for entry in self.manifests.iter().filter(|entry| entry.may_be_image()) {
+            let Some(platform) = &entry.platform else {
+                continue;
+            };
+            let name = excerpt(&platform.to_string());
+            if names.contains(&name) {
+                continue;
+            }
+            if names.len() == MOST {
+                more = true;
+                break;
+            }
+            names.push(name);
         }
+        if names.is_empty() {
+            return "none".to_owned();
+        }
+        if more {
+            names.push("...".to_owned());
+        }
+        names.join(", ")
     }
 }
 
@@ -319,170 +364,25 @@ impl Descriptor {
             MediaType::Layer(compression) => Ok(compression),
             _ => Err(ManifestError::UnsupportedLayer {
                 digest: self.digest.clone(),
-                media_type: shorten(&self.media_type),
+                media_type: excerpt(&self.media_type),
             }),
         }
+    }
+
+    /// Whether an entry of an index can lead to an image.
+    fn may_be_image(&self) -> bool {
+        let attestation = self
+            .platform
+            .as_ref()
+            .is_some_and(|p| p.os == "unknown" || p.architecture == "unknown")
+            || self.annotations.contains_key("vnd.docker.reference.type");
+        let kind = MediaType::parse(&self.media_type);
+        !attestation
+            && (self.media_type.is_empty()
+                || matches!(kind, MediaType::Manifest | MediaType::Index))
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-    const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
-    const OCI_CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-    const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-
-    fn descriptor(media_type: &str, n: u32) -> String {
-        format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{n:064x}","size":{n}}}"#)
-    }
-
-    fn manifest(layers: usize) -> String {
-        let layers: Vec<_> = (0..layers).map(|n| descriptor(GZIP, n as u32)).collect();
-        format!(
-            r#"{{"schemaVersion":2,"mediaType":"{OCI_MANIFEST}","config":{},"layers":[{}]}}"#,
-            descriptor(OCI_CONFIG, 7),
-            layers.join(",")
-        )
-    }
-
-    fn index(entries: &[(&str, &str)]) -> Index {
-        let entries: Vec<_> = entries
-            .iter()
-            .enumerate()
-            .map(|(n, (media_type, platform))| {
-                let platform = match platform.split('/').collect::<Vec<_>>()[..] {
-                    [os, arch] => format!(r#","platform":{{"os":"{os}","architecture":"{arch}"}}"#),
-                    [os, arch, variant] => format!(
-                        r#","platform":{{"os":"{os}","architecture":"{arch}","variant":"{variant}"}}"#
-                    ),
-                    _ => String::new(),
-                };
-                format!(r#"{{"mediaType":"{media_type}","digest":"sha256:{n:064x}","size":1{platform}}}"#)
-            })
-            .collect();
-        let text = format!(
-            r#"{{"schemaVersion":2,"manifests":[{}]}}"#,
-            entries.join(",")
-        );
-        match Document::parse(text.as_bytes(), Some(OCI_INDEX)).unwrap() {
-            Document::Index(index) => index,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn error(text: &str, content_type: Option<&str>) -> String {
-        Document::parse(text.as_bytes(), content_type)
-            .unwrap_err()
-            .to_string()
-    }
-
-    #[test]
-    fn reads_manifests() {
-        for content_type in [None, Some(OCI_MANIFEST), Some("application/json")] {
-            match Document::parse(manifest(3).as_bytes(), content_type).unwrap() {
-                Document::Manifest(m) => {
-                    assert_eq!(m.layers.len(), 3);
-                    assert_eq!(m.layers[0].compression(), Ok(Compression::Gzip));
-                    assert_eq!(m.config.size, 7);
-                }
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn refuses_with_a_reason() {
-        let two = format!(
-            r#"{{"schemaVersion":2,"manifests":[],"config":{},"layers":[]}}"#,
-            descriptor(OCI_CONFIG, 1)
-        );
-        let helm = manifest(1).replace(OCI_CONFIG, "application/vnd.cncf.helm.config.v1+json");
-        for (text, content_type, reason) in [
-            ("<html>".to_owned(), None, "malformed"),
-            ("{}".to_owned(), None, "neither"),
-            ("[]".to_owned(), None, "malformed"),
-            (
-                r#"{"schemaVersion":1,"fsLayers":[]}"#.to_owned(),
-                None,
-                "schema 1",
-            ),
-            (
-                manifest(1),
-                Some("application/vnd.docker.distribution.manifest.v1+json"),
-                "schema 1",
-            ),
-            (manifest(1), Some(OCI_INDEX), "the other"),
-            (manifest(501), None, "501 layers"),
-            (
-                manifest(1).replace(GZIP, "application/x-brotli"),
-                None,
-                "not a tar",
-            ),
-            (
-                manifest(1).replace(OCI_MANIFEST, "application/x-thing"),
-                None,
-                "not an image manifest",
-            ),
-            (
-                manifest(1).replace("\"size\":7", "\"size\":-7"),
-                None,
-                "negative",
-            ),
-            (manifest(1).replace("sha256:", "md5:"), None, "sha256"),
-            (two, Some(OCI_INDEX), "both"),
-            (helm, None, "artifact"),
-            (" ".repeat((4 << 20) + 1), None, "limit"),
-        ] {
-            let error = error(&text, content_type);
-            assert!(error.contains(reason), "{error}");
-        }
-    }
-
-    #[test]
-    fn picks_the_best_platform() {
-        let index = index(&[
-            (OCI_MANIFEST, "linux/arm64"),
-            (OCI_MANIFEST, "linux/386"),
-            (OCI_MANIFEST, "linux/amd64"),
-            (OCI_MANIFEST, "linux/amd64/v2"),
-            (OCI_MANIFEST, "unknown/unknown"),
-            (OCI_INDEX, ""),
-        ]);
-        let order = |platform: &str| -> Vec<String> {
-            index
-                .candidates(&platform.parse().unwrap())
-                .unwrap()
-                .iter()
-                .map(|d| d.digest.hex().trim_start_matches('0').to_owned())
-                .collect()
-        };
-        assert_eq!(order("linux/amd64"), ["2", "1", "5"]);
-        assert_eq!(order("linux/amd64/v3"), ["3", "2", "1", "5"]);
-        assert_eq!(order("linux/arm64/v8"), ["", "5"]);
-    }
-
-    #[test]
-    fn tells_what_is_offered() {
-        let index = index(&[
-            (OCI_MANIFEST, "linux/arm64"),
-            (OCI_MANIFEST, "unknown/unknown"),
-            (OCI_MANIFEST, "linux/amd64"),
-        ]);
-        let error = index
-            .candidates(&"windows/amd64".parse().unwrap())
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "no image for platform windows/amd64; the index offers linux/amd64, linux/arm64"
-        );
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn never_panics(text in "\\PC{0,300}") {
-            let _ = Document::parse(text.as_bytes(), None);
-        }
-    }
-}
+#[path = "manifest_tests.rs"]
+mod tests;

@@ -1,11 +1,37 @@
 //! OCI distribution client: resolve, manifests, blobs as streams. The only room that speaks HTTP to registries.
+//!
+//! It decides how to ask (hosts, tokens, retries, resumption), never what to fetch. Everything it hands out was
+//! checked as far as it can be here: manifests and small blobs by digest, streams by length.
 
+mod auth;
+mod blob;
+mod error;
+mod hosts;
+mod metrics;
+mod request;
+mod resolve;
+mod retry;
+
+use std::collections::HashMap;
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
+use tokio::sync::Semaphore;
 
-use crate::image::{Descriptor, Digest, Reference};
+use crate::image::Reference;
+
+use auth::token::Tokens;
+use hosts::{Host, Tls};
+
+pub use auth::credentials::{Credentials, Secret, docker_credentials};
+pub use blob::BlobStream;
+pub use error::{Error, ErrorClass};
+pub use metrics::Metrics;
+pub use resolve::{Fetched, Resolved};
+
+/// HTTP clients, limits and schemes are kept for so many hosts; then they are forgotten and made anew.
+const MAX_REMEMBERED: usize = 256;
 
 /// Limits and places of the client. One per process.
 #[derive(Clone, Debug)]
@@ -37,41 +63,6 @@ impl Default for Config {
     }
 }
 
-/// A secret string: never printed, compared by its fingerprint only.
-#[derive(Clone, Default)]
-pub struct Secret(pub(crate) String);
-
-impl std::fmt::Debug for Secret {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("[secret]")
-    }
-}
-
-impl From<String> for Secret {
-    fn from(secret: String) -> Self {
-        Secret(secret)
-    }
-}
-
-/// What a caller has to show to a registry.
-#[derive(Clone, Debug, Default)]
-pub enum Credentials {
-    /// Nothing.
-    #[default]
-    Anonymous,
-    /// User and password, for basic auth or to buy a bearer token.
-    Basic {
-        /// Account name.
-        username: String,
-        /// Password or access key.
-        password: Secret,
-    },
-    /// An OAuth2 refresh token ("identity token").
-    Identity(Secret),
-    /// A bearer token for the registry itself.
-    Bearer(Secret),
-}
-
 /// Per-repository settings of one pull.
 #[derive(Clone, Debug, Default)]
 pub struct Access {
@@ -83,154 +74,75 @@ pub struct Access {
 
 /// The client. Cheap to clone: connections, tokens and limits are shared.
 #[derive(Clone, Debug)]
-pub struct Client {}
+pub struct Client {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    config: Config,
+    metrics: Metrics,
+    tokens: Tokens,
+    /// By how they connect, and whether past any proxy.
+    clients: Mutex<HashMap<(Tls, bool), reqwest::Client>>,
+    limits: Mutex<HashMap<String, Arc<Semaphore>>>,
+    /// Loopback addresses that turned out to speak HTTPS.
+    https: Mutex<HashMap<String, ()>>,
+}
 
 /// One repository with its hosts and credentials, as configured at the time of the call.
 #[derive(Clone, Debug)]
-pub struct Repository {}
-
-/// What a tag or digest names just now.
-#[derive(Clone, Debug)]
-pub struct Resolved {
-    /// Of the top-level manifest or index.
-    pub digest: Digest,
-    /// Content type as the registry says.
-    pub media_type: String,
-    /// In bytes.
-    pub size: u64,
-    /// The host that answered.
-    pub host: String,
-    /// The document, where a GET was needed to learn the digest.
-    pub body: Option<Bytes>,
+pub struct Repository {
+    shared: Arc<Shared>,
+    /// `library/busybox`
+    path: Arc<str>,
+    hosts: Arc<[Host]>,
+    credentials: Arc<Credentials>,
+    /// What each host asked for, so that later requests bring it at once.
+    challenges: Arc<Mutex<HashMap<String, request::Authorisation>>>,
 }
-
-/// A manifest whose digest was verified.
-#[derive(Clone, Debug)]
-pub struct Fetched {
-    /// Raw bytes.
-    pub bytes: Bytes,
-    /// Content type as the registry says.
-    pub media_type: String,
-    /// The host that answered.
-    pub host: String,
-}
-
-/// A blob in transfer: verified by size here, by digest where it is consumed.
-#[derive(Debug)]
-pub struct BlobStream {}
 
 impl Client {
     /// Builds the client; no connection is made.
     pub fn new(config: Config, metrics: Metrics) -> Result<Self, Error> {
-        let _ = (config, metrics);
-        todo!()
+        // A second client finds it installed: that is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        Ok(Client {
+            shared: Arc::new(Shared {
+                config,
+                metrics,
+                tokens: Tokens::default(),
+                clients: Mutex::default(),
+                limits: Mutex::default(),
+                https: Mutex::default(),
+            }),
+        })
     }
-    /// Reads the hosts configuration for a reference.
+
+    /// Reads the hosts configuration for a reference. Short, but it reads files.
     pub fn repository(&self, reference: &Reference, access: Access) -> Result<Repository, Error> {
-        let _ = (reference, access);
-        todo!()
+        let hosts = hosts::hosts(
+            &self.shared.config.hosts_dirs,
+            reference.domain(),
+            access.plain_http,
+        )?;
+        Ok(Repository {
+            shared: self.shared.clone(),
+            path: reference.path().into(),
+            hosts: hosts.into(),
+            credentials: Arc::new(access.credentials),
+            challenges: Arc::default(),
+        })
     }
 }
 
-impl Repository {
-    /// One HEAD where the registry does as the specification says, else a GET.
-    pub async fn resolve(&self, reference: &Reference) -> Result<Resolved, Error> {
-        let _ = reference;
-        todo!()
+/// Makes room in a map that remembers what can be learnt again.
+fn remember<K: std::hash::Hash + Eq, V>(
+    map: &Mutex<HashMap<K, V>>,
+) -> MutexGuard<'_, HashMap<K, V>> {
+    let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
+    if map.len() >= MAX_REMEMBERED {
+        map.clear();
     }
-    /// A manifest or index by digest, at most [`crate::image::MAX_MANIFEST_BYTES`].
-    pub async fn manifest(&self, digest: &Digest) -> Result<Fetched, Error> {
-        let _ = digest;
-        todo!()
-    }
-    /// A small blob (a config) whole: at most `limit` bytes, digest and size verified.
-    pub async fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, Error> {
-        let _ = (descriptor, limit);
-        todo!()
-    }
-    /// A blob as a stream that resumes by itself.
-    pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, Error> {
-        let _ = descriptor;
-        todo!()
-    }
-}
-
-impl BlobStream {
-    /// The next bytes; `None` when all `descriptor.size` bytes have come. Cancel-safe.
-    pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
-        todo!()
-    }
-    /// The host that is serving it.
-    pub fn host(&self) -> &str {
-        todo!()
-    }
-}
-
-/// Why a registry request failed, by what a caller can do about it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum ErrorClass {
-    /// No connection: refused, DNS, TLS, timeout. CRI says `RegistryUnavailable`.
-    Unavailable,
-    /// 401: credentials missing or wrong.
-    Unauthenticated,
-    /// 403.
-    Denied,
-    /// 404: no such repository, tag, manifest or blob.
-    NotFound,
-    /// 429 after all waiting.
-    RateLimited,
-    /// 5xx after all attempts.
-    Server,
-    /// The transfer stopped or broke too often.
-    Broken,
-    /// The registry answered something that is not the protocol: wrong digest, size, type, redirect loop, HTML.
-    Protocol,
-    /// The local configuration is at fault: hosts.toml, CA file, proxy.
-    Config,
-}
-
-/// An error of a registry request. Its text names the host and what to do; never a secret or a URL query.
-#[derive(Clone, Debug, thiserror::Error)]
-#[error("{message}")]
-pub struct Error {
-    class: ErrorClass,
-    message: String,
-}
-
-impl Error {
-    /// What a caller can do about it.
-    pub fn class(&self) -> ErrorClass {
-        self.class
-    }
-    /// True where trying again later may succeed without a change.
-    pub fn is_transient(&self) -> bool {
-        matches!(
-            self.class,
-            ErrorClass::Unavailable
-                | ErrorClass::RateLimited
-                | ErrorClass::Server
-                | ErrorClass::Broken
-        )
-    }
-}
-
-/// Counters of this room.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {}
-
-impl Metrics {
-    /// Registers this room's metrics.
-    pub fn register(registry: &mut prometheus_client::registry::Registry) -> Self {
-        let _ = registry;
-        Self::default()
-    }
-}
-
-/// Credentials from a docker `config.json` (auths, credHelpers, credsStore) for a registry domain.
-pub async fn docker_credentials(
-    file: &std::path::Path,
-    domain: &str,
-) -> Result<Option<Credentials>, Error> {
-    let _ = (file, domain);
-    todo!()
+    map
 }

@@ -1,6 +1,7 @@
 //! Puts the exact tar of a layer together again, and reads kept contents.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
@@ -163,33 +164,41 @@ impl<'a> Segments<'a> {
 
     /// Fills `part` from byte `at` of a device.
     pub(super) fn read(&mut self, device: u32, at: u64, part: &mut [u8]) -> Result<(), Error> {
-        let absent = |cause: &str| Error::Damaged {
-            subject: format!("device {device} of a layer"),
-            cause: cause.to_owned(),
-        };
-        let id = self
-            .id(device)
-            .ok_or_else(|| absent("the layer has no such device"))?;
+        let id = self.id(device).ok_or_else(|| Error::Damaged {
+            subject: "a layer's tree or recipe".to_owned(),
+            cause: format!("it names device {device}, which the layer does not have"),
+        })?;
         let file = match self.files.entry(id) {
-            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
-            std::collections::btree_map::Entry::Vacant(entry) => {
-                entry.insert(self.store.segment_file(id)?)
-            }
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => match self.store.segment_file(id) {
+                Ok(file) => entry.insert(file),
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    return Err(self.damaged(id, "it is absent".to_owned()));
+                }
+                Err(error) => return Err(error),
+            },
         };
-        file.read_exact_at(part, at)
-            .map_err(|source| match source.kind() {
-                io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput => Error::Damaged {
-                    subject: format!("segment {id}"),
-                    cause: format!(
-                        "it ends before byte {}",
-                        at.saturating_add(part.len() as u64)
-                    ),
-                },
-                _ => Error::Io {
-                    action: "read a pack of",
-                    path: self.store.root().to_path_buf(),
-                    source,
-                },
-            })
+        match file.read_exact_at(part, at) {
+            Ok(()) => Ok(()),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::InvalidInput
+                ) =>
+            {
+                let end = at.saturating_add(part.len() as u64);
+                Err(self.damaged(id, format!("it ends before byte {end}")))
+            }
+            Err(error) => Err(Error::io("read", &self.store.inner.layout.pack(id), error)),
+        }
+    }
+
+    /// The error of a segment that is not as it was written.
+    pub(super) fn damaged(&self, segment: u32, cause: String) -> Error {
+        let layout = &self.store.inner.layout;
+        Error::Damaged {
+            subject: layout.relative(&layout.pack(segment)),
+            cause,
+        }
     }
 }

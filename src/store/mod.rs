@@ -1,483 +1,360 @@
-//! The only owner of the data directory: packs, layers, image records, leases, gc, fsck, mounts.
+//! The only owner of the data directory: packs, layers, image records, leases, collection, fsck, mounts.
+//!
+//! ```text
+//! <root>/
+//!   meta.json                format version and feature flags
+//!   lock                     one process per root
+//!   larder.redb              rows: images, names, layers, blobs, segments, mounts
+//!   packs/<n>.pack           file contents, 4 KiB-aligned extents, append-only
+//!   layers/<diffid>.erofs    the layer's tree; chunk indexes point into packs
+//!   layers/<diffid>.idx      the extents the layer uses, and the recipe of its tar
+//!   blobs/<algorithm>/<hex>  manifests, indexes, configs
+//!   mounts/  staging/        mount points; work in progress, wiped at start
+//! ```
+//!
+//! What is visible is durable and verified: extents, then trees and indexes, then one transaction that names them.
+//! Locks: `commit` serialises whoever changes the records and is held across disk writes; `state` guards memory and is
+//! held for moments only. Whoever takes both takes `commit` first.
 
+mod blobs;
+mod commit;
+mod contents;
+mod db;
+mod error;
 mod export;
+mod files;
+mod fsck;
 mod idx;
 mod ingest;
+mod layout;
+mod lease;
+mod lock;
+mod meta;
+mod metrics;
+mod mount;
 mod pack;
+mod records;
+mod recover;
+mod remove;
 mod staging;
+mod types;
 mod unpack;
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::fs;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use crate::image::{DiffId, ImageId};
 
-use crate::image::{Compression, DiffId, Digest, ImageId, Platform};
+use contents::Contents;
+use layout::Layout;
+use records::{Change, Records};
 
-/// How a store is opened.
+pub use error::Error;
+pub use lease::Lease;
+pub use metrics::Metrics;
+pub use types::{
+    Damage, FsckReport, Image, ImageCommit, ImageRecord, Layer, LayerCounters, LayerRef,
+    LayerSource, Limits, Mount, Name, Options, Removed, Usage,
+};
+
+/// The store. Cheap to clone. All operations that touch the disk block: call them on threads that may.
 #[derive(Clone, Debug)]
-pub struct Options {
-    /// The data directory; made if absent.
-    pub root: PathBuf,
-    /// Limits on what a layer may hold.
-    pub limits: Limits,
+pub struct Store {
+    inner: Arc<Inner>,
 }
 
-/// Limits on one layer: what exceeds them is refused with an error that names the limit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Entries of one layer's tar.
-    pub max_entries: u64,
-    /// Uncompressed bytes of one layer.
-    pub max_layer_bytes: u64,
-    /// Uncompressed bytes per compressed byte, judged after the first 64 MiB.
-    pub max_ratio: u64,
-    /// Bytes of a path (Linux PATH_MAX less one).
-    pub max_path: usize,
-    /// Free bytes that must stay on the file system.
-    pub reserved_bytes: u64,
+#[derive(Debug)]
+struct Inner {
+    layout: Layout,
+    limits: Limits,
+    metrics: Metrics,
+    db: db::Db,
+    commit: Mutex<()>,
+    state: Mutex<State>,
+    recovered: AtomicBool,
+    /// Why the database was replaced at start, until somebody was told.
+    database_damage: Mutex<Option<String>>,
+    // Last: released when everything else is closed.
+    _lock: lock::Lock,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Limits {
-            max_entries: 1_000_000,
-            max_layer_bytes: 256 << 30,
-            max_ratio: 1100,
-            max_path: 4095,
-            reserved_bytes: 0,
+#[derive(Debug, Default)]
+struct State {
+    records: Records,
+    contents: Contents,
+    /// Segments that no ingest appends to, with their lengths.
+    idle_segments: BTreeMap<u32, u64>,
+    /// Layers that live leases protect, and how many do.
+    leases: HashMap<DiffId, u32>,
+    /// Layers whose removal is being made durable: nobody can lease them any more.
+    doomed: HashSet<DiffId>,
+    /// Images used since their row was written.
+    touched: BTreeSet<ImageId>,
+    usage: Usage,
+    /// The layer whose turn it is to be scrubbed, and how many of its contents were.
+    scrub: (Option<DiffId>, usize),
+}
+
+impl Store {
+    /// Takes the root's lock, checks its format, recovers from a crash. Blocking. The root is made if absent.
+    pub fn open(options: Options, metrics: Metrics) -> Result<Self, Error> {
+        let root = &options.root;
+        let make = |path: &Path| {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(|error| Error::io("create", path, error))
+        };
+        make(root)?;
+        let root = fs::canonicalize(root).map_err(|error| Error::io("resolve", root, error))?;
+        // It holds files of private images. A root made by somebody else may be wider.
+        fs::set_permissions(&root, fs::Permissions::from_mode(0o700))
+            .map_err(|error| Error::io("set the mode of", &root, error))?;
+        let layout = Layout::new(root.clone());
+        let lock = lock::Lock::take(&layout)?;
+        let meta = layout.meta();
+        match fs::read(&meta) {
+            Ok(text) => meta::Meta::check(&root, &text)?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let text = serde_json::to_vec_pretty(&meta::Meta::current())
+                    .map_err(|error| Error::Invalid(error.to_string()))?;
+                files::write_durable(&root.join("meta.json.new"), &meta, &text)?;
+                files::sync_folder(&root)?;
+            }
+            Err(error) => return Err(Error::io("read", &meta, error)),
+        }
+        for folder in layout.folders() {
+            make(&folder)?;
+        }
+        // Guards the folders: what is durable in them must be reachable.
+        files::sync_folder(&layout.blobs())?;
+        files::sync_folder(&root)?;
+        let (db, records, damage) = recover::open_database(&layout)?;
+        let inner = Inner {
+            layout,
+            limits: options.limits,
+            metrics,
+            db,
+            commit: Mutex::default(),
+            state: Mutex::new(State {
+                records,
+                ..State::default()
+            }),
+            recovered: AtomicBool::new(false),
+            database_damage: Mutex::new(damage),
+            _lock: lock,
+        };
+        inner.recover()?;
+        inner.recovered.store(true, Ordering::Release);
+        Ok(Store {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The data directory.
+    pub fn root(&self) -> &Path {
+        self.inner.layout.root()
+    }
+
+    pub(crate) fn limits(&self) -> &Limits {
+        &self.inner.limits
+    }
+
+    /// All visible images, ordered by id. From memory.
+    pub fn images(&self) -> Vec<Arc<Image>> {
+        let state = self.inner.state();
+        state.records.visible().values().cloned().collect()
+    }
+
+    /// One image. From memory.
+    pub fn image(&self, id: &ImageId) -> Option<Arc<Image>> {
+        self.inner.state().records.visible().get(id).cloned()
+    }
+
+    /// The image a name points at. From memory.
+    pub fn image_named(&self, name: &str) -> Option<Arc<Image>> {
+        self.inner.state().records.named(name)
+    }
+
+    /// Whether an image's layers are all there, by a look at their files' lengths; one that is not is taken out of
+    /// use. Blocking, but short: two look-ups a layer.
+    pub fn check_image(&self, id: &ImageId) -> Result<bool, Error> {
+        let rows: Vec<_> = {
+            let state = self.inner.state();
+            let Some(image) = state.records.visible().get(id) else {
+                return Ok(false);
+            };
+            let layers = image.record.layers.iter();
+            layers
+                .filter_map(|layer| state.records.layers.get(&layer.diff_id).cloned())
+                .collect()
+        };
+        let mut whole = true;
+        for row in rows {
+            if !self.inner.has_files(&row) {
+                whole = false;
+                let _commits = self.inner.commits();
+                self.inner
+                    .quarantine(&row.diff_id, "its files are missing or cut short")?;
+            }
+        }
+        Ok(whole)
+    }
+
+    /// Sets or clears the pin. Blocking. An absent image is as good.
+    pub fn pin_image(&self, id: &ImageId, pinned: bool) -> Result<(), Error> {
+        let _commits = self.inner.commits();
+        let row = self.inner.state().records.images.get(id).cloned();
+        match row {
+            Some(mut row) if row.record.pinned != pinned => {
+                row.record.pinned = pinned;
+                self.inner.apply(vec![Change::PutImage(row)])
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Records a use. In memory at once, on disk with the next transaction or when the store closes.
+    pub fn touch_image(&self, id: &ImageId, at_ms: i64) {
+        let mut state = self.inner.state();
+        if state.records.touch(id, at_ms) {
+            state.touched.insert(id.clone());
+        }
+    }
+
+    /// What the store holds and occupies. From counters.
+    pub fn usage(&self) -> Usage {
+        self.inner.state().usage.clone()
+    }
+}
+
+impl Inner {
+    /// Memory. Held for moments, never across a disk write.
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere leaves the state whole: each critical section is a few assignments.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The right to change the records.
+    fn commits(&self) -> MutexGuard<'_, ()> {
+        self.commit.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes changes durable, then visible. The caller has the commit lock, or is alone.
+    fn apply(&self, changes: Vec<Change>) -> Result<(), Error> {
+        if changes.is_empty() {
+            return Ok(());
+        }
+        let (touched, rows) = {
+            let mut state = self.state();
+            let touched = std::mem::take(&mut state.touched);
+            let rows: Vec<Change> = touched
+                .iter()
+                .filter_map(|id| state.records.images.get(id).cloned())
+                .map(Change::PutImage)
+                .collect();
+            (touched, rows)
+        };
+        // Uses first: what the caller says of the same image wins.
+        let outcome = self.db.commit(rows.iter().chain(&changes));
+        let mut state = self.state();
+        match outcome {
+            Ok(()) => {
+                state.records.apply(changes);
+                Ok(())
+            }
+            Err(error) => {
+                state.touched.extend(touched);
+                Err(error)
+            }
+        }
+    }
+
+    /// Runs `forget`, which makes the removal of layers durable, while nobody can lease them.
+    fn while_doomed(
+        &self,
+        layers: &[DiffId],
+        forget: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let outcome = forget();
+        let mut state = self.state();
+        for layer in layers {
+            state.doomed.remove(layer);
+        }
+        outcome
+    }
+
+    fn recovered(&self) -> bool {
+        self.recovered.load(Ordering::Acquire)
+    }
+
+    fn take_database_damage(&self) -> Option<String> {
+        let mut damage = self
+            .database_damage
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        damage.take()
+    }
+
+    /// Counts anew what the store occupies, after a change. A few look-ups per layer and segment.
+    fn measure(&self) {
+        let mut usage = Usage::default();
+        let mut folders = vec![self.layout.root().to_path_buf()];
+        let (mounts, staging) = (self.layout.mounts(), self.layout.staging());
+        let device = fs::symlink_metadata(self.layout.root()).map_or(0, |meta| meta.dev());
+        while let Some(folder) = folders.pop() {
+            // What is mounted there is not the store's to count.
+            let own = fs::symlink_metadata(&folder).ok();
+            let Some(own) = own.filter(|meta| meta.dev() == device) else {
+                continue;
+            };
+            usage.stored_bytes += own.blocks() * 512;
+            usage.inodes += 1;
+            // Nor is what a pull stages: it goes before the pull ends.
+            if folder.parent() == Some(mounts.as_path()) || folder == staging {
+                continue;
+            }
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let Ok(meta) = entry.metadata() else { continue };
+                if meta.is_dir() {
+                    folders.push(entry.path());
+                } else {
+                    usage.stored_bytes += meta.blocks() * 512;
+                    usage.inodes += 1;
+                }
+            }
+        }
+        let mut state = self.state();
+        usage.images = state.records.visible().len() as u64;
+        usage.layers = state.records.layers.len() as u64;
+        usage.segments = state.records.segments.len() as u64;
+        let layers = state.records.layers.values();
+        usage.logical_bytes = layers.map(|row| row.content_bytes).sum();
+        self.metrics.usage(&usage);
+        state.usage = usage;
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        let touched = std::mem::take(&mut self.state().touched);
+        let rows: Vec<Change> = {
+            let state = self.state();
+            let rows = touched.iter().filter_map(|id| state.records.images.get(id));
+            rows.cloned().map(Change::PutImage).collect()
+        };
+        if !rows.is_empty()
+            && let Err(error) = self.db.commit(&rows)
+        {
+            tracing::warn!(%error, "The last uses of images are forgotten");
         }
     }
 }
 
-/// A compressed layer about to be ingested.
-#[derive(Clone, Debug)]
-pub struct LayerSource {
-    /// Of the compressed blob.
-    pub blob: Digest,
-    /// Of the compressed blob, in bytes.
-    pub size: u64,
-    /// Of the compressed blob.
-    pub compression: Compression,
-}
-
-/// Live counters of one ingest, read by whoever shows progress.
-#[derive(Debug, Default)]
-pub struct LayerCounters {
-    /// Compressed bytes consumed.
-    pub read: AtomicU64,
-    /// Uncompressed bytes seen.
-    pub inflated: AtomicU64,
-    /// Content bytes found already present.
-    pub deduplicated: AtomicU64,
-    /// Content bytes written.
-    pub written: AtomicU64,
-    /// Tar entries seen.
-    pub entries: AtomicU64,
-}
-
-/// A layer that is durable, known by its diffID, and protected by the lease it was ingested under.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Layer {
-    /// Of the uncompressed tar.
-    pub diff_id: DiffId,
-    /// Of the uncompressed tar, in bytes.
-    pub tar_bytes: u64,
-    /// Sum of the lengths of its regular files.
-    pub content_bytes: u64,
-    /// Bytes on disk that only this layer brought when it was ingested.
-    pub added_bytes: u64,
-    /// Entries of its tree.
-    pub entries: u64,
-}
-
-/// A layer of an image, as its manifest names it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerRef {
-    /// Of the uncompressed tar.
-    pub diff_id: DiffId,
-    /// Of the compressed blob.
-    pub blob: Digest,
-    /// Of the compressed blob, in bytes.
-    pub size: u64,
-    /// As in the manifest.
-    pub media_type: String,
-}
-
-/// What is kept of an image besides its blobs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ImageRecord {
-    /// Config digest.
-    pub id: ImageId,
-    /// Of the config.
-    pub platform: Platform,
-    /// Digest of this platform's manifest.
-    pub manifest: Digest,
-    /// Base first.
-    pub layers: Vec<LayerRef>,
-    /// RFC 3339, of the config.
-    pub created: Option<String>,
-    /// Sum of the layers' uncompressed content and the config, at least 1.
-    pub size: u64,
-    /// `User` of the config, as written.
-    pub user: String,
-    /// Labels of the config.
-    pub labels: BTreeMap<String, String>,
-    /// Milliseconds since the epoch.
-    pub pulled_at: i64,
-    /// Milliseconds since the epoch.
-    pub last_used_at: i64,
-    /// Asked to be kept.
-    pub pinned: bool,
-}
-
-/// A name of an image.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Name {
-    /// `docker.io/library/busybox:latest` or `docker.io/library/busybox@sha256:…`.
-    pub name: String,
-    /// The top-level digest it was pulled as.
-    pub target: Digest,
-}
-
-/// An image as the store shows it: complete, verified, durable.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Image {
-    /// The record.
-    pub record: ImageRecord,
-    /// Tags first, then digests, each sorted.
-    pub names: Vec<Name>,
-}
-
-/// Everything an image needs to become visible, in one durable transaction.
-#[derive(Clone, Debug)]
-pub struct ImageCommit {
-    /// The record. All its layers are in the store.
-    pub record: ImageRecord,
-    /// Names that point at it from now on; each moves from the image that had it before.
-    pub names: Vec<Name>,
-    /// Manifest, index and config by digest.
-    pub blobs: Vec<(Digest, Bytes)>,
-}
-
-/// What a removal did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Removed {
-    /// Names that went.
-    pub names: Vec<String>,
-    /// Layers that no other image uses.
-    pub layers: Vec<DiffId>,
-    /// Bytes given back to the file system.
-    pub freed_bytes: u64,
-}
-
-/// What the store holds and occupies. Read from counters, no disk access.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Usage {
-    /// Sum over distinct layers of their content.
-    pub logical_bytes: u64,
-    /// What the store really occupies on disk.
-    pub stored_bytes: u64,
-    /// Files the store has.
-    pub inodes: u64,
-    /// Visible images.
-    pub images: u64,
-    /// Layers.
-    pub layers: u64,
-    /// Pack segments.
-    pub segments: u64,
-}
-
-/// Something fsck found.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Damage {
-    /// `database`, `pack`, `layer`, `blob`, `orphan`, `segment`.
-    pub kind: String,
-    /// Path relative to the root, or the digest.
-    pub subject: String,
-    /// What is wrong.
-    pub cause: String,
-    /// Names or ids of images that need a re-pull.
-    pub images: Vec<String>,
-    /// True once nothing refers to it any more.
-    pub repaired: bool,
-}
-
-/// What fsck did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct FsckReport {
-    /// Layers read.
-    pub layers: u64,
-    /// Extents re-hashed.
-    pub extents: u64,
-    /// Bytes re-hashed.
-    pub bytes: u64,
-    /// Damage, worst first.
-    pub damaged: Vec<Damage>,
-}
-
-/// The store. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Store {}
-
-/// Protects layers from collection while it lives; dropping it releases them.
-#[derive(Debug)]
-pub struct Lease {}
-
-/// A mounted image.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mount {
-    /// Where.
-    pub target: PathBuf,
-    /// Of what.
-    pub image: ImageId,
-}
-
-impl Store {
-    /// Takes the root's lock, checks its format, recovers from a crash. Blocking.
-    pub fn open(options: Options, metrics: Metrics) -> Result<Self, Error> {
-        let _ = (options, metrics);
-        todo!()
-    }
-    /// The data directory.
-    pub fn root(&self) -> &Path {
-        todo!()
-    }
-    /// A new lease that protects nothing yet.
-    pub fn lease(&self) -> Lease {
-        todo!()
-    }
-    /// The layer a blob was ingested as, if it is present and sound; the lease protects it from now on.
-    pub fn layer_of_blob(&self, blob: &Digest, lease: &Lease) -> Option<Layer> {
-        let _ = (blob, lease);
-        todo!()
-    }
-    /// A layer by diffID, if it is present and sound; the lease protects it from now on.
-    pub fn layer(&self, diff_id: &DiffId, lease: &Lease) -> Option<Layer> {
-        let _ = (diff_id, lease);
-        todo!()
-    }
-    /// Makes an image visible. Blocking (one fsync'd transaction). Refuses with `DiffIdMissing` when a layer is absent.
-    pub fn commit_image(&self, commit: ImageCommit, lease: &Lease) -> Result<Arc<Image>, Error> {
-        let _ = (commit, lease);
-        todo!()
-    }
-    /// All visible images, ordered by id. From memory.
-    pub fn images(&self) -> Vec<Arc<Image>> {
-        todo!()
-    }
-    /// One image. From memory.
-    pub fn image(&self, id: &ImageId) -> Option<Arc<Image>> {
-        let _ = id;
-        todo!()
-    }
-    /// The image a name points at. From memory.
-    pub fn image_named(&self, name: &str) -> Option<Arc<Image>> {
-        let _ = name;
-        todo!()
-    }
-    /// Removes an image with all its names and frees what only it used, before returning. Blocking. Absent is `None`.
-    pub fn remove_image(&self, id: &ImageId) -> Result<Option<Removed>, Error> {
-        let _ = id;
-        todo!()
-    }
-    /// Sets or clears the pin. Blocking.
-    pub fn pin_image(&self, id: &ImageId, pinned: bool) -> Result<(), Error> {
-        let _ = (id, pinned);
-        todo!()
-    }
-    /// Records a use. In memory at once, on disk with the next transaction or at shutdown.
-    pub fn touch_image(&self, id: &ImageId, at_ms: i64) {
-        let _ = (id, at_ms);
-        todo!()
-    }
-    /// A manifest, index or config. Blocking, digest verified.
-    pub fn blob(&self, digest: &Digest) -> Result<Option<Bytes>, Error> {
-        let _ = digest;
-        todo!()
-    }
-    /// From counters.
-    pub fn usage(&self) -> Usage {
-        todo!()
-    }
-    /// Facts of a layer for `inspect`, without a lease.
-    pub fn layer_info(&self, diff_id: &DiffId) -> Option<Layer> {
-        let _ = diff_id;
-        todo!()
-    }
-    /// Mounts an image read-only at `target`. Blocking; needs root and a capable kernel, else `MountUnsupported`.
-    pub fn mount(&self, image: &ImageId, target: &Path) -> Result<(), Error> {
-        let _ = (image, target);
-        todo!()
-    }
-    /// Unmounts what [`Store::mount`] mounted.
-    pub fn umount(&self, target: &Path) -> Result<(), Error> {
-        let _ = target;
-        todo!()
-    }
-    /// Mounted images.
-    pub fn mounts(&self) -> Vec<Mount> {
-        todo!()
-    }
-    /// Verifies everything; with `repair` quarantines or drops what is damaged so that a re-pull heals it. Blocking.
-    pub fn fsck(
-        &self,
-        repair: bool,
-        progress: &mut dyn FnMut(u64, u64),
-    ) -> Result<FsckReport, Error> {
-        let _ = (repair, progress);
-        todo!()
-    }
-}
-
-/// What a store operation can fail with.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// Another process has the root.
-    #[error("{root} is in use by process {pid}: talk to it with --socket, or stop it first")]
-    Locked {
-        /// The data directory.
-        root: PathBuf,
-        /// Of the other process, 0 if unknown.
-        pid: u32,
-    },
-    /// The root was written by a newer larder.
-    #[error(
-        "{root} has format {found}, this larder knows {known}: use a newer larder, or another --root"
-    )]
-    Format {
-        /// The data directory.
-        root: PathBuf,
-        /// What the root needs.
-        found: String,
-        /// What this program has.
-        known: String,
-    },
-    /// Input or output of the data directory.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// Why not.
-        source: std::io::Error,
-    },
-    /// No space for it.
-    #[error("{root} has no space left for this: {cause}; remove images or give it a larger disk")]
-    NoSpace {
-        /// The data directory.
-        root: PathBuf,
-        /// What was being written.
-        cause: String,
-    },
-    /// The metadata database failed.
-    #[error("database of {root}: {cause}; larder fsck --repair tells what can be kept")]
-    Database {
-        /// The data directory.
-        root: PathBuf,
-        /// What it said.
-        cause: String,
-    },
-    /// Reading the blob from its source failed.
-    #[error("layer {blob}: {source}")]
-    Source {
-        /// The blob.
-        blob: Digest,
-        /// What the source said.
-        source: std::io::Error,
-    },
-    /// The bytes are not those the digest names.
-    #[error(
-        "layer {expected}: the bytes received have digest {found}; the registry or a mirror served wrong content"
-    )]
-    DigestMismatch {
-        /// Asked for.
-        expected: Digest,
-        /// Received.
-        found: Digest,
-    },
-    /// More or fewer bytes than the manifest says.
-    #[error("layer {blob}: {found} bytes received, the manifest says {expected}")]
-    SizeMismatch {
-        /// The blob.
-        blob: Digest,
-        /// Per manifest.
-        expected: u64,
-        /// Received.
-        found: u64,
-    },
-    /// Bad gzip, zstd or tar.
-    #[error("layer {blob}: {cause}")]
-    BadLayer {
-        /// The blob.
-        blob: Digest,
-        /// What is wrong, with the entry's name where there is one.
-        cause: String,
-    },
-    /// A limit was exceeded.
-    #[error(
-        "layer {blob}: {what} over the limit of {limit}; raise limits.{key} if you trust the image"
-    )]
-    Limit {
-        /// The blob.
-        blob: Digest,
-        /// What there was too much of.
-        what: String,
-        /// Allowed.
-        limit: u64,
-        /// Configuration key.
-        key: &'static str,
-    },
-    /// An image names a layer that is absent.
-    #[error("image {image}: layer {diff_id} is not in the store")]
-    LayerMissing {
-        /// Of the image.
-        image: ImageId,
-        /// Absent.
-        diff_id: DiffId,
-    },
-    /// Stored bytes are not what was written.
-    #[error("{subject} is damaged: {cause}; larder fsck --repair, then pull the image again")]
-    Damaged {
-        /// Path below the root, or digest.
-        subject: String,
-        /// What is wrong.
-        cause: String,
-    },
-    /// Mounting is not possible here.
-    #[error("this machine cannot mount images: {cause}; larder unpack works everywhere")]
-    MountUnsupported {
-        /// What is missing.
-        cause: String,
-    },
-    /// Something uses it.
-    #[error("{subject} is in use by {user}")]
-    Busy {
-        /// What was to go.
-        subject: String,
-        /// Who holds it.
-        user: String,
-    },
-    /// A caller's argument cannot be.
-    #[error("{0}")]
-    Invalid(String),
-}
-
-/// Counters of this room.
-#[derive(Clone, Debug, Default)]
-pub struct Metrics {}
-
-impl Metrics {
-    /// Registers this room's metrics.
-    pub fn register(registry: &mut prometheus_client::registry::Registry) -> Self {
-        let _ = registry;
-        Self::default()
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -1,57 +1,716 @@
-//! Packs: where file contents live.
+//! Packs: append-only segments that hold file contents in 4 KiB-aligned extents.
+//!
+//! One ingest appends to a segment at a time, so what lies beyond a segment's committed length is its alone to give
+//! up. Writes go past the page cache (`O_DIRECT`) where the file system can, from a few recycled buffers, on a thread
+//! of the ingest's own, so that hashing goes on while the disk writes.
 
-use super::{Error, Store};
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::JoinHandle;
+
+use hashbrown::HashMap;
+use rustix::fs::{FallocateFlags, OFlags, fallocate, fcntl_getfl, fcntl_setfl};
+
+use super::{Error, Inner, Store, contents, files};
+
+/// Unit of extents and of EROFS blocks.
+pub(crate) const BLOCK: u64 = 4096;
+/// A content starts in a segment only below this length. It is never split, so a segment may grow beyond.
+const SEGMENT_SOFT_MAX: u64 = 1 << 30;
+/// One write.
+const BUFFER: usize = 1 << 20;
+/// Filled, being written, and being filled.
+const BUFFERS: usize = 3;
+/// Free space is looked at after so many bytes.
+const SPACE_CHECK: u64 = 64 << 20;
 
 /// blake3 of a content's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct ContentHash(pub(crate) [u8; 32]);
 
 /// A place in a pack. Occupies `len.div_ceil(4096)` blocks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Extent {
     pub(crate) segment: u32,
+    /// In blocks from the segment's start.
     pub(crate) block: u32,
+    /// In bytes.
     pub(crate) len: u64,
 }
 
 /// Where a content ended up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placed {
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "an ingest needs the place only")
+    )]
     pub(crate) hash: ContentHash,
     pub(crate) extent: Extent,
     pub(crate) deduplicated: bool,
 }
 
-/// Exclusive appender of one ingest.
-#[derive(Debug)]
-pub(crate) struct PackWriter {}
+impl Extent {
+    /// In bytes from the segment's start.
+    pub(crate) fn offset(&self) -> u64 {
+        u64::from(self.block) * BLOCK
+    }
+}
 
-/// Durable contents not yet named by the database.
+/// A buffer aligned for `O_DIRECT`, without unsafe code: the aligned part of a larger one.
+#[derive(Debug)]
+struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    fn new() -> Self {
+        let bytes = vec![0; BUFFER + BLOCK as usize];
+        let start = bytes.as_ptr().align_offset(BLOCK as usize);
+        // Alignment of a byte pointer always succeeds within one block.
+        let start = if start < BLOCK as usize { start } else { 0 };
+        Buffer { bytes, start }
+    }
+    fn whole(&mut self) -> &mut [u8] {
+        let start = self.start;
+        self.bytes
+            .get_mut(start..start + BUFFER)
+            .unwrap_or_default()
+    }
+    fn filled(&self, len: usize) -> &[u8] {
+        self.bytes
+            .get(self.start..self.start + len)
+            .unwrap_or_default()
+    }
+}
+
+struct Job {
+    file: Arc<File>,
+    offset: u64,
+    buffer: Buffer,
+    len: usize,
+}
+
+/// Some file systems take `O_DIRECT` when a file is opened and refuse the write: then it goes on without.
+fn write(job: &Job) -> io::Result<()> {
+    let bytes = job.buffer.filled(job.len);
+    match job.file.write_all_at(bytes, job.offset) {
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            let flags = fcntl_getfl(&job.file)?;
+            if !flags.contains(OFlags::DIRECT) {
+                return Err(error);
+            }
+            fcntl_setfl(&job.file, flags - OFlags::DIRECT)?;
+            job.file.write_all_at(bytes, job.offset)
+        }
+        other => other,
+    }
+}
+
+/// The thread that writes. Jobs are done in order, so a later write to the same place wins.
+#[derive(Debug)]
+struct Writer {
+    jobs: Option<SyncSender<Job>>,
+    done: Receiver<(Buffer, io::Result<()>)>,
+    under_way: usize,
+    idle: Vec<Buffer>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Writer {
+    fn start() -> io::Result<Self> {
+        let (jobs, queue) = sync_channel::<Job>(BUFFERS);
+        let (finished, done) = channel();
+        let thread = std::thread::Builder::new()
+            .name("larder-pack".to_owned())
+            .spawn(move || {
+                for job in queue {
+                    let result = write(&job);
+                    if finished.send((job.buffer, result)).is_err() {
+                        break;
+                    }
+                }
+            })?;
+        Ok(Writer {
+            jobs: Some(jobs),
+            done,
+            under_way: 0,
+            idle: Vec::new(),
+            thread: Some(thread),
+        })
+    }
+
+    fn buffer(&mut self) -> io::Result<Buffer> {
+        if let Some(buffer) = self.idle.pop() {
+            return Ok(buffer);
+        }
+        if self.under_way + 1 < BUFFERS {
+            return Ok(Buffer::new());
+        }
+        self.wait_one()?;
+        self.idle
+            .pop()
+            .ok_or_else(|| io::Error::other("the pack writer lost a buffer"))
+    }
+
+    fn submit(
+        &mut self,
+        file: &Arc<File>,
+        offset: u64,
+        buffer: Buffer,
+        len: usize,
+    ) -> io::Result<()> {
+        let job = Job {
+            file: file.clone(),
+            offset,
+            buffer,
+            len,
+        };
+        let gone = || io::Error::other("the pack writer has ended");
+        self.jobs
+            .as_ref()
+            .ok_or_else(gone)?
+            .send(job)
+            .map_err(|_| gone())?;
+        self.under_way += 1;
+        Ok(())
+    }
+
+    fn wait_one(&mut self) -> io::Result<()> {
+        let (buffer, result) = self
+            .done
+            .recv()
+            .map_err(|_| io::Error::other("the pack writer has ended"))?;
+        self.under_way -= 1;
+        self.idle.push(buffer);
+        result
+    }
+
+    fn wait_all(&mut self) -> io::Result<()> {
+        let mut outcome = Ok(());
+        while self.under_way > 0 {
+            let before = self.under_way;
+            let result = self.wait_one();
+            if self.under_way == before {
+                return result;
+            }
+            outcome = outcome.and(result);
+        }
+        outcome
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A segment that an ingest appends to.
+#[derive(Debug)]
+struct Segment {
+    id: u32,
+    file: Arc<File>,
+    /// Committed before this ingest.
+    committed: u64,
+    /// After this ingest.
+    len: u64,
+}
+
+/// References and segments that an ingest holds until its layer is committed; dropping it gives all back.
+#[derive(Debug)]
+struct Hold {
+    store: Arc<Inner>,
+    segments: Vec<Segment>,
+    /// Contents of this ingest: those that were known hold a reference; the others are new.
+    contents: HashMap<ContentHash, (Extent, bool)>,
+    armed: bool,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let known: Vec<(ContentHash, Extent)> = self
+            .contents
+            .drain()
+            .filter(|(_, (_, known))| *known)
+            .map(|(hash, (extent, _))| (hash, extent))
+            .collect();
+        self.store.release(&known);
+        for segment in self.segments.drain(..) {
+            let path = self.store.layout.pack(segment.id);
+            let outcome = if segment.committed == 0 {
+                files::remove(&path).map(|_| ())
+            } else {
+                segment
+                    .file
+                    .set_len(segment.committed)
+                    .map_err(|error| Error::io("truncate", &path, error))
+            };
+            match outcome {
+                Ok(()) if segment.committed > 0 => {
+                    self.store
+                        .state()
+                        .idle_segments
+                        .insert(segment.id, segment.committed);
+                }
+                Ok(()) => {}
+                // The tail stays until the next start truncates it; nobody appends to the segment before.
+                Err(error) => tracing::warn!(%error, "Kept the tail of a pack"),
+            }
+        }
+        self.store.measure();
+    }
+}
+
+/// Exclusive appender of one ingest. Dropping it without [`PackWriter::finish`] takes back what it wrote and releases
+/// what it referred to.
+#[derive(Debug)]
+pub(crate) struct PackWriter {
+    // Dropped first: a write still under way must not land in a segment that was cut and given back.
+    writer: Writer,
+    hold: Hold,
+    /// Where the current buffer begins in the last of `hold.segments`; a multiple of the block.
+    base: u64,
+    buffer: Option<Buffer>,
+    fill: usize,
+    current: Option<Current>,
+    until_space_check: u64,
+}
+
+#[derive(Debug)]
+struct Current {
+    len: u64,
+    written: u64,
+    start: u64,
+    hasher: blake3::Hasher,
+}
+
+/// Durable contents not yet named by the database. Dropping it gives all back.
 #[derive(Debug)]
 pub(crate) struct PackCommit {
-    pub(crate) used: Vec<(ContentHash, Extent)>,
+    hold: Hold,
 }
 
 impl PackWriter {
-    pub(crate) fn begin(&mut self, _len: u64) -> Result<(), Error> {
-        todo!()
+    /// Begins a content of exactly `len` bytes, more than none.
+    pub(crate) fn begin(&mut self, len: u64) -> Result<(), Error> {
+        let full = self.position() >= SEGMENT_SOFT_MAX;
+        if self.hold.segments.is_empty() || full {
+            self.seal()?;
+            let (segment, base) = self.hold.store.check_out_segment()?;
+            self.hold.segments.push(segment);
+            self.base = base;
+        }
+        self.current = Some(Current {
+            len,
+            written: 0,
+            start: self.position(),
+            hasher: blake3::Hasher::new(),
+        });
+        Ok(())
     }
-    pub(crate) fn write(&mut self, _bytes: &[u8]) -> Result<(), Error> {
-        todo!()
+
+    /// Hashes and stages bytes of the content.
+    pub(crate) fn write(&mut self, mut bytes: &[u8]) -> Result<(), Error> {
+        let current = self.current()?;
+        current.hasher.update(bytes);
+        current.written += bytes.len() as u64;
+        while !bytes.is_empty() {
+            let fill = self.fill;
+            let room = self.room()?;
+            let free = room.get_mut(fill..).unwrap_or_default();
+            let take = free.len().min(bytes.len());
+            let (now, later) = bytes.split_at(take);
+            if let Some(free) = free.get_mut(..take) {
+                free.copy_from_slice(now);
+            }
+            bytes = later;
+            self.fill += take;
+            if self.fill == BUFFER {
+                self.submit()?;
+            }
+        }
+        Ok(())
     }
+
+    /// Ends the content. If the store has it already, the cursor goes back to where it began, and what was written of
+    /// it is overwritten by the next.
     pub(crate) fn end(&mut self) -> Result<Placed, Error> {
-        todo!()
+        let Some(current) = self.current.take() else {
+            return Err(Error::Invalid("no content was begun".to_owned()));
+        };
+        if current.written != current.len {
+            return Err(Error::Invalid(format!(
+                "a content of {} bytes was begun, {} were written",
+                current.len, current.written
+            )));
+        }
+        let hash = ContentHash(*current.hasher.finalize().as_bytes());
+        let known = match self.hold.contents.get(&hash) {
+            Some((extent, _)) => Some(*extent),
+            None => {
+                let found = self.hold.store.state().contents.take(&hash, current.len);
+                if let Some(extent) = found {
+                    self.hold.contents.insert(hash, (extent, true));
+                }
+                found
+            }
+        };
+        if let Some(extent) = known {
+            self.rewind(current.start);
+            return Ok(Placed {
+                hash,
+                extent,
+                deduplicated: true,
+            });
+        }
+        let Some(segment) = self.hold.segments.last() else {
+            return Err(Error::Invalid("no segment is open".to_owned()));
+        };
+        let extent = Extent {
+            segment: segment.id,
+            block: u32::try_from(current.start / BLOCK)
+                .map_err(|_| Error::Invalid("a segment is over 16 TiB".to_owned()))?,
+            len: current.len,
+        };
+        self.pad()?;
+        self.hold.contents.insert(hash, (extent, false));
+        Ok(Placed {
+            hash,
+            extent,
+            deduplicated: false,
+        })
     }
-    pub(crate) fn finish(self) -> Result<PackCommit, Error> {
-        todo!()
+
+    /// Waits for all writes and makes them durable: `fdatasync` of each segment written to. From here on the contents
+    /// survive a power cut, but nothing names them yet.
+    pub(crate) fn finish(mut self) -> Result<PackCommit, Error> {
+        self.seal()?;
+        let PackWriter { hold, .. } = self;
+        for segment in &hold.segments {
+            let path = hold.store.layout.pack(segment.id);
+            // What was rewound over lies beyond the end.
+            segment
+                .file
+                .set_len(segment.len)
+                .and_then(|()| segment.file.sync_data())
+                .map_err(|error| Error::io("fdatasync", &path, error))?;
+        }
+        if hold.segments.iter().any(|segment| segment.committed == 0) {
+            files::sync_folder(&hold.store.layout.packs())?;
+        }
+        Ok(PackCommit { hold })
+    }
+
+    fn current(&mut self) -> Result<&mut Current, Error> {
+        self.current
+            .as_mut()
+            .ok_or_else(|| Error::Invalid("no content was begun".to_owned()))
+    }
+
+    fn position(&self) -> u64 {
+        self.base + self.fill as u64
+    }
+
+    fn room(&mut self) -> Result<&mut [u8], Error> {
+        if self.buffer.is_none() {
+            let buffer = self.writer.buffer().map_err(|error| self.failed(error))?;
+            self.buffer = Some(buffer);
+        }
+        Ok(self.buffer.as_mut().map(Buffer::whole).unwrap_or_default())
+    }
+
+    /// Zeros up to the next block.
+    fn pad(&mut self) -> Result<(), Error> {
+        let over = self.fill % BLOCK as usize;
+        if over == 0 {
+            return Ok(());
+        }
+        let (from, to) = (self.fill, self.fill - over + BLOCK as usize);
+        if let Some(tail) = self.room()?.get_mut(from..to) {
+            tail.fill(0);
+        }
+        self.fill = to;
+        if self.fill == BUFFER {
+            self.submit()?;
+        }
+        Ok(())
+    }
+
+    fn rewind(&mut self, start: u64) {
+        match start.checked_sub(self.base) {
+            Some(fill) => self.fill = fill as usize,
+            None => {
+                self.base = start;
+                self.fill = 0;
+            }
+        }
+    }
+
+    fn submit(&mut self) -> Result<(), Error> {
+        let len = std::mem::take(&mut self.fill);
+        let (Some(buffer), Some(segment)) = (self.buffer.take(), self.hold.segments.last()) else {
+            return Ok(());
+        };
+        let file = segment.file.clone();
+        self.writer
+            .submit(&file, self.base, buffer, len)
+            .map_err(|error| self.failed(error))?;
+        self.base += len as u64;
+        self.until_space_check = self.until_space_check.saturating_sub(len as u64);
+        if self.until_space_check == 0 {
+            self.until_space_check = SPACE_CHECK;
+            self.hold.store.check_space()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is staged and notes the length of the open segment.
+    fn seal(&mut self) -> Result<(), Error> {
+        if self.fill > 0 {
+            self.submit()?;
+        }
+        self.writer.wait_all().map_err(|error| self.failed(error))?;
+        let end = self.base;
+        if let Some(segment) = self.hold.segments.last_mut() {
+            segment.len = end;
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: io::Error) -> Error {
+        let path = match self.hold.segments.last() {
+            Some(segment) => self.hold.store.layout.pack(segment.id),
+            None => self.hold.store.layout.packs(),
+        };
+        Error::io("write", &path, error)
+    }
+}
+
+impl PackCommit {
+    /// Every content of the layer, each once.
+    pub(super) fn used(&self) -> Vec<(ContentHash, Extent)> {
+        self.hold
+            .contents
+            .iter()
+            .map(|(hash, (extent, _))| (*hash, *extent))
+            .collect()
+    }
+
+    /// Whether a content that this ingest was given was found damaged since.
+    pub(super) fn damaged(&self) -> Option<Extent> {
+        let state = self.hold.store.state();
+        let mut known = self.hold.contents.values().filter(|(_, known)| *known);
+        known
+            .find(|(extent, _)| state.contents.is_damaged(*extent))
+            .map(|(extent, _)| *extent)
+    }
+
+    /// Bytes of the contents that were not there before.
+    pub(super) fn added(&self) -> u64 {
+        self.hold
+            .contents
+            .values()
+            .filter(|(_, known)| !known)
+            .map(|(extent, _)| contents::occupied(extent.len))
+            .sum()
+    }
+
+    /// Segments written to, with their lengths from now on.
+    pub(super) fn segments(&self) -> Vec<(u32, u64)> {
+        self.hold
+            .segments
+            .iter()
+            .map(|segment| (segment.id, segment.len))
+            .collect()
+    }
+
+    /// Hands everything to the store: the database names it now.
+    pub(super) fn keep(mut self) {
+        self.hold.armed = false;
+        let store = self.hold.store.clone();
+        let mut state = store.state();
+        for (hash, (extent, known)) in self.hold.contents.drain() {
+            if !known {
+                state.contents.add(hash, extent);
+            }
+        }
+        for segment in self.hold.segments.drain(..) {
+            if segment.len > 0 {
+                state.idle_segments.insert(segment.id, segment.len);
+            } else {
+                // Opened for contents that all turned out to be known. What stays is an orphan for start-up.
+                let _ = files::remove(&store.layout.pack(segment.id));
+            }
+        }
+    }
+}
+
+impl Inner {
+    /// An appendable segment and where to append. The caller has it alone.
+    fn check_out_segment(&self) -> Result<(Segment, u64), Error> {
+        self.check_space()?;
+        let (id, committed) = {
+            let mut state = self.state();
+            let open = state
+                .idle_segments
+                .iter()
+                .find(|(_, len)| **len < SEGMENT_SOFT_MAX)
+                .map(|(id, len)| (*id, *len));
+            match open {
+                Some((id, len)) => {
+                    state.idle_segments.remove(&id);
+                    (id, len)
+                }
+                None => {
+                    let id = state.records.next_segment;
+                    state.records.next_segment = id.saturating_add(1);
+                    (id, 0)
+                }
+            }
+        };
+        let path = self.layout.pack(id);
+        let file = open_for_writing(&path, committed == 0).map_err(|error| {
+            if committed > 0 {
+                self.state().idle_segments.insert(id, committed);
+            }
+            Error::io("open", &path, error)
+        })?;
+        let segment = Segment {
+            id,
+            file: Arc::new(file),
+            committed,
+            len: committed,
+        };
+        Ok((segment, committed))
+    }
+
+    /// Refuses to go on when the file system has less than the reserve left.
+    fn check_space(&self) -> Result<(), Error> {
+        let reserve = self.limits.reserved_bytes;
+        if reserve == 0 {
+            return Ok(());
+        }
+        let root = self.layout.root();
+        let stat =
+            rustix::fs::statvfs(root).map_err(|error| Error::io("statvfs", root, error.into()))?;
+        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+        if free >= reserve {
+            return Ok(());
+        }
+        Err(Error::NoSpace {
+            root: root.to_path_buf(),
+            cause: format!("{free} bytes are free, {reserve} are reserved"),
+        })
+    }
+
+    /// Gives references back and frees the places that nobody uses any more. Returns the bytes freed.
+    pub(super) fn release(&self, extents: &[(ContentHash, Extent)]) -> u64 {
+        let mut freed: Vec<Extent> = {
+            let mut state = self.state();
+            let freed = extents
+                .iter()
+                .filter(|(_, extent)| state.contents.release(*extent))
+                .map(|(_, extent)| *extent)
+                .collect();
+            state.contents.shrink();
+            freed
+        };
+        freed.sort_unstable();
+        let mut bytes = 0;
+        let mut queue = VecDeque::from(freed);
+        while let Some(first) = queue.pop_front() {
+            let segment = first.segment;
+            let (start, mut end) = (
+                first.offset(),
+                first.offset() + contents::occupied(first.len),
+            );
+            while let Some(next) = queue.front()
+                && next.segment == segment
+                && next.offset() == end
+            {
+                end += contents::occupied(next.len);
+                queue.pop_front();
+            }
+            match self.punch(segment, start, end - start) {
+                Ok(()) => bytes += end - start,
+                // Start-up finds and punches it again.
+                Err(error) => tracing::warn!(%error, "Kept unused space of a pack"),
+            }
+        }
+        bytes
+    }
+
+    /// Gives a range of a segment back to the file system.
+    pub(super) fn punch(&self, segment: u32, offset: u64, len: u64) -> Result<(), Error> {
+        let path = self.layout.pack(segment);
+        let file = File::options()
+            .write(true)
+            .open(&path)
+            .map_err(|error| Error::io("open", &path, error))?;
+        fallocate(
+            &file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            offset,
+            len,
+        )
+        .map_err(|error| Error::io("punch a hole into", &path, error.into()))
+    }
+}
+
+fn open_for_writing(path: &Path, new: bool) -> io::Result<File> {
+    let mut options = File::options();
+    options.write(true).create_new(new).mode(0o600);
+    let direct = options
+        .clone()
+        .custom_flags(OFlags::DIRECT.bits() as i32)
+        .open(path);
+    match direct {
+        // Such as tmpfs, which has nothing to go past. It may have made the file.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+            options.create_new(false).create(new).open(path)
+        }
+        other => other,
     }
 }
 
 impl Store {
+    /// An appender for one ingest.
     pub(crate) fn pack_writer(&self) -> Result<PackWriter, Error> {
-        todo!()
+        let root = self.inner.layout.root();
+        let writer =
+            Writer::start().map_err(|error| Error::io("start a writer for", root, error))?;
+        Ok(PackWriter {
+            writer,
+            hold: Hold {
+                store: self.inner.clone(),
+                segments: Vec::new(),
+                contents: HashMap::new(),
+                armed: true,
+            },
+            base: 0,
+            buffer: None,
+            fill: 0,
+            current: None,
+            until_space_check: SPACE_CHECK,
+        })
     }
-    pub(crate) fn segment_file(&self, _segment: u32) -> Result<std::fs::File, Error> {
-        todo!()
+
+    /// A segment for reading.
+    pub(crate) fn segment_file(&self, segment: u32) -> Result<File, Error> {
+        let path = self.inner.layout.pack(segment);
+        File::open(&path).map_err(|error| Error::io("open", &path, error))
     }
 }

@@ -3,5 +3,9 @@
 mod agent;
 mod doors;
 mod erofs;
+mod ingest;
+mod licences;
+mod pull;
 mod support;
+mod tidy;
 mod wire;

@@ -4,9 +4,7 @@ use bytes::Bytes;
 
 use crate::cache::Error;
 use crate::cache::threads::Threads;
-use crate::image::{
-    Config, Descriptor, Digest, Document, Hasher, Manifest, ManifestError, Platform,
-};
+use crate::image::{Config, Descriptor, Digest, Document, Manifest, ManifestError, Platform};
 use crate::registry::{Repository, Resolved};
 use crate::store::{self, Store};
 
@@ -23,6 +21,8 @@ pub(super) struct Selected {
     pub(super) digest: Digest,
     /// True where an index vouches for the platform; else only the config can tell.
     pub(super) platform_known: bool,
+    /// True where all documents were in the store, whole.
+    pub(super) stored: bool,
     /// The manifest and the indexes above it, as received.
     pub(super) blobs: Vec<(Digest, Bytes)>,
 }
@@ -56,9 +56,11 @@ impl Documents<'_> {
             above: Vec::new(),
         }];
         let mut refused = None;
+        let mut all_stored = true;
         for _ in 0..MAX_DOCUMENTS {
             let Some(item) = stack.pop() else { break };
-            let (bytes, media_type) = self.document(&item, resolved).await?;
+            let (bytes, media_type, stored) = self.document(&item, resolved).await?;
+            all_stored &= stored;
             let mut blobs = item.above;
             let document = Document::parse(&bytes, media_type.as_deref())
                 .map_err(|error| self.refused(&error))?;
@@ -76,6 +78,7 @@ impl Documents<'_> {
                         manifest,
                         digest: item.digest,
                         platform_known: item.platform_known,
+                        stored: all_stored,
                         blobs,
                     });
                 }
@@ -122,18 +125,18 @@ impl Documents<'_> {
         &self,
         item: &Item,
         resolved: &Resolved,
-    ) -> Result<(Bytes, Option<String>), Error> {
+    ) -> Result<(Bytes, Option<String>, bool), Error> {
         let media_type = Some(item.media_type.clone()).filter(|media_type| !media_type.is_empty());
         if let Some(bytes) = stored(self.store, self.threads, self.reference, &item.digest).await? {
-            return Ok((bytes, media_type));
+            return Ok((bytes, media_type, true));
         }
         if let Some(body) = resolved
             .body
             .as_ref()
             .filter(|_| item.digest == resolved.digest)
-            && digest_of(body, &item.digest) == item.digest
+            && Digest::of(item.digest.algorithm(), body) == item.digest
         {
-            return Ok((body.clone(), media_type));
+            return Ok((body.clone(), media_type, false));
         }
         let fetched = self
             .repository
@@ -143,12 +146,8 @@ impl Documents<'_> {
                 reference: self.reference.to_owned(),
                 source,
             })?;
-        Ok((
-            fetched.bytes,
-            Some(fetched.media_type)
-                .filter(|media_type| !media_type.is_empty())
-                .or(media_type),
-        ))
+        let said = Some(fetched.media_type).filter(|media_type| !media_type.is_empty());
+        Ok((fetched.bytes, said.or(media_type), false))
     }
 
     fn refused(&self, error: &ManifestError) -> Error {
@@ -176,12 +175,6 @@ pub(super) fn fits(wanted: &Platform, offered: &Platform) -> bool {
 
 pub(super) fn refusal(wanted: &Platform, offered: &Platform) -> String {
     format!("no image for platform {wanted}; it offers {offered} only")
-}
-
-fn digest_of(bytes: &[u8], like: &Digest) -> Digest {
-    let mut hasher = Hasher::new(like.algorithm());
-    hasher.update(bytes);
-    hasher.finish()
 }
 
 /// A manifest, index or config from the store. A damaged one counts as absent: fetching it again heals it.

@@ -12,21 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cache::Error;
-use crate::cache::leases::HeldLease;
 use crate::cache::threads::Threads;
-use crate::image::Digest;
+use crate::image::{DiffId, Digest};
 use crate::registry::{self, Repository};
-use crate::store::{self, Layer, LayerCounters, Store};
+use crate::store::{self, Layer, LayerCounters, Lease, Store};
 
 use super::pipe::pipe;
 use super::plan::Fetch;
-
-/// A layer in the store, protected while this lives.
-#[derive(Debug)]
-pub(super) struct Landed {
-    pub(super) layer: Layer,
-    _lease: HeldLease,
-}
 
 /// Why a download came to nothing.
 #[derive(Debug)]
@@ -72,7 +64,8 @@ impl Failure {
     }
 }
 
-pub(super) type Outcome = Result<Arc<Landed>, Arc<Failure>>;
+/// On success the layer is protected by the leases of all who waited.
+pub(super) type Outcome = Result<Layer, Arc<Failure>>;
 
 /// A transfer under way with its live counters.
 #[derive(Debug)]
@@ -84,13 +77,30 @@ pub(super) struct Download {
     outcome: watch::Receiver<Option<Outcome>>,
 }
 
+impl Download {
+    /// Waits until a cancelled download has taken back what it wrote. One that others wait for is left alone.
+    pub(super) async fn wound_down(&self) {
+        if self.cancel.is_cancelled() {
+            // An error is a task that ended, which is as good.
+            let _ = self.outcome.clone().wait_for(Option::is_some).await;
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     download: Arc<Download>,
-    waiters: usize,
+    /// The leases of those who wait, by the number of their ticket.
+    waiters: HashMap<u64, Arc<Lease>>,
 }
 
-type Table = Mutex<HashMap<Digest, Entry>>;
+#[derive(Debug, Default)]
+struct State {
+    entries: HashMap<Digest, Entry>,
+    tickets: u64,
+}
+
+type Table = Mutex<State>;
 
 /// All downloads under way. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -107,7 +117,17 @@ pub(in crate::cache) struct Downloads {
 pub(super) struct Ticket {
     table: Arc<Table>,
     blob: Digest,
+    number: u64,
     pub(super) download: Arc<Download>,
+}
+
+/// What became of a wish to download.
+pub(super) enum Begun {
+    Started(Ticket),
+    /// Somebody was quicker.
+    Joined(Ticket),
+    /// Somebody was quicker and is through.
+    Present(DiffId),
 }
 
 impl Ticket {
@@ -129,15 +149,17 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         let mut table = lock(&self.table);
-        if let Some(entry) = table.get_mut(&self.blob)
-            && Arc::ptr_eq(&entry.download, &self.download)
-        {
-            entry.waiters = entry.waiters.saturating_sub(1);
-            if entry.waiters == 0 {
-                // Out of the table first: who comes now begins anew instead of joining what is being given up.
-                table.remove(&self.blob);
-                self.download.cancel.cancel();
-            }
+        let Some(entry) = table.entries.get_mut(&self.blob) else {
+            return;
+        };
+        if !Arc::ptr_eq(&entry.download, &self.download) {
+            return;
+        }
+        entry.waiters.remove(&self.number);
+        if entry.waiters.is_empty() {
+            // Out of the table first: who comes now begins anew instead of joining what is being given up.
+            table.entries.remove(&self.blob);
+            self.download.cancel.cancel();
         }
     }
 }
@@ -158,33 +180,41 @@ impl Downloads {
         }
     }
 
-    /// Joins a download that is under way.
-    pub(super) fn join(&self, blob: &Digest) -> Option<Ticket> {
-        self.join_in(&mut lock(&self.table), blob)
+    /// Joins a download that is under way; `lease` will protect its layer.
+    pub(super) fn join(&self, blob: &Digest, lease: &Arc<Lease>) -> Option<Ticket> {
+        self.join_in(&mut lock(&self.table), blob, lease)
     }
 
-    fn join_in(&self, table: &mut HashMap<Digest, Entry>, blob: &Digest) -> Option<Ticket> {
-        let entry = table.get_mut(blob)?;
-        entry.waiters += 1;
+    fn join_in(&self, table: &mut State, blob: &Digest, lease: &Arc<Lease>) -> Option<Ticket> {
+        let entry = table.entries.get_mut(blob)?;
+        table.tickets += 1;
+        entry.waiters.insert(table.tickets, lease.clone());
         Some(Ticket {
             table: self.table.clone(),
             blob: blob.clone(),
+            number: table.tickets,
             download: entry.download.clone(),
         })
     }
 
-    /// Starts a download, or joins it if somebody was quicker. `slot` is held until the layer is ingested.
-    /// The flag tells whether it was joined.
+    /// Starts a download, unless somebody was quicker. `here` tells whether the layer is in the store by now; it is
+    /// asked under the table's lock, since a download leaves the table only after its layer is stored.
+    /// `slot` is held until the layer is ingested.
     pub(super) fn start(
         &self,
         repository: &Repository,
         fetch: Fetch,
         slot: OwnedSemaphorePermit,
-    ) -> (Ticket, bool) {
+        lease: &Arc<Lease>,
+        here: impl FnOnce() -> Option<DiffId>,
+    ) -> Begun {
         let blob = fetch.descriptor.digest.clone();
         let mut table = lock(&self.table);
-        if let Some(ticket) = self.join_in(&mut table, &blob) {
-            return (ticket, true);
+        if let Some(ticket) = self.join_in(&mut table, &blob, lease) {
+            return Begun::Joined(ticket);
+        }
+        if let Some(diff_id) = here() {
+            return Begun::Present(diff_id);
         }
         let (publish, outcome) = watch::channel(None);
         let download = Arc::new(Download {
@@ -193,122 +223,140 @@ impl Downloads {
             cancel: self.shutdown.child_token(),
             outcome,
         });
-        table.insert(
+        table.tickets += 1;
+        let number = table.tickets;
+        let waiters = HashMap::from([(number, lease.clone())]);
+        table.entries.insert(
             blob.clone(),
             Entry {
                 download: download.clone(),
-                waiters: 1,
+                waiters,
             },
         );
         let ticket = Ticket {
             table: self.table.clone(),
             blob,
+            number,
             download: download.clone(),
         };
         drop(table);
 
-        let (store, threads, table, repository) = (
-            self.store.clone(),
-            self.threads.clone(),
-            self.table.clone(),
-            repository.clone(),
-        );
+        let (downloads, repository) = (self.clone(), repository.clone());
         drop(self.tracker.spawn(async move {
             let blob = fetch.descriptor.digest.clone();
-            let result = transfer(store, threads, repository, fetch, slot, &download).await;
-            {
-                let mut table = lock(&table);
-                if table
-                    .get(&blob)
-                    .is_some_and(|entry| Arc::ptr_eq(&entry.download, &download))
-                {
-                    table.remove(&blob);
-                }
-            }
+            let result = downloads.transfer(repository, fetch, slot, &download).await;
+            drop(downloads.leave(&blob, &download));
             // Nobody left to tell is fine.
-            let _ = publish.send(Some(result.map(Arc::new).map_err(Arc::new)));
+            let _ = publish.send(Some(result.map_err(Arc::new)));
         }));
-        (ticket, false)
+        Begun::Started(ticket)
     }
-}
 
-/// Reads the blob from the registry into an ingest on a thread of its own.
-async fn transfer(
-    store: Store,
-    threads: Threads,
-    repository: Repository,
-    fetch: Fetch,
-    slot: OwnedSemaphorePermit,
-    download: &Download,
-) -> Result<Landed, Failure> {
-    let mut stream = tokio::select! {
-        biased;
-        () = download.cancel.cancelled() => return Err(Failure::Cancelled),
-        stream = repository.blob(&fetch.descriptor) => stream.map_err(Failure::Registry)?,
-    };
-    let source = store::LayerSource {
-        blob: fetch.descriptor.digest.clone(),
-        size: fetch.descriptor.size,
-        compression: fetch.compression,
-    };
-    let held = HeldLease::new(store.lease(), threads.clone());
-    let Some(lease) = held.share() else {
-        return Err(Failure::Cancelled);
-    };
-    let counters = download.counters.clone();
-    let (feed, mut drain) = pipe();
-    let ingest = threads
-        .dedicated("ingest", move || {
-            // The slot counts threads, not transfers: it is given back when this thread is through.
-            let _slot = slot;
-            store.ingest(&source, &mut drain, &counters, &lease)
-        })
-        .map_err(|error| Failure::Internal(error.to_string()))?;
+    /// Takes a download out of the table.
+    fn leave(&self, blob: &Digest, download: &Download) -> Option<Entry> {
+        let mut table = lock(&self.table);
+        let ours = table
+            .entries
+            .get(blob)
+            .is_some_and(|entry| std::ptr::eq(&*entry.download, download));
+        if ours {
+            table.entries.remove(blob)
+        } else {
+            None
+        }
+    }
 
-    let feeding = async move {
-        loop {
-            match stream.next().await {
-                Some(Ok(bytes)) => {
-                    download
-                        .received
-                        .fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                    if !feed.send(bytes).await {
+    /// Passes a new layer on to the leases of those who wait. Who comes later finds it in the store.
+    fn hand_over(&self, blob: &Digest, download: &Download, layer: &Layer) {
+        let mut table = lock(&self.table);
+        let ours = table
+            .entries
+            .get(blob)
+            .is_some_and(|entry| std::ptr::eq(&*entry.download, download));
+        if ours && let Some(entry) = table.entries.remove(blob) {
+            for lease in entry.waiters.values() {
+                self.store.layer(&layer.diff_id, lease);
+            }
+        }
+    }
+
+    /// Reads the blob from the registry into an ingest on a thread of its own.
+    async fn transfer(
+        &self,
+        repository: Repository,
+        fetch: Fetch,
+        slot: OwnedSemaphorePermit,
+        download: &Arc<Download>,
+    ) -> Result<Layer, Failure> {
+        let mut stream = tokio::select! {
+            biased;
+            () = download.cancel.cancelled() => return Err(Failure::Cancelled),
+            stream = repository.blob(&fetch.descriptor) => stream.map_err(Failure::Registry)?,
+        };
+        let source = store::LayerSource {
+            blob: fetch.descriptor.digest.clone(),
+            size: fetch.descriptor.size,
+            compression: fetch.compression,
+        };
+        let (feed, mut drain) = pipe();
+        let (downloads, ours) = (self.clone(), download.clone());
+        let ingest = self
+            .threads
+            .dedicated("ingest", move || {
+                // The slot counts threads, not transfers: it is given back when this thread is through.
+                let _slot = slot;
+                // Of this thread alone, and released on it: whoever learns of the outcome finds no trace of this lease.
+                let lease = downloads.store.lease();
+                let layer = downloads
+                    .store
+                    .ingest(&source, &mut drain, &ours.counters, &lease)?;
+                downloads.hand_over(&source.blob, &ours, &layer);
+                Ok(layer)
+            })
+            .map_err(|error| Failure::Internal(error.to_string()))?;
+
+        let feeding = async move {
+            loop {
+                match stream.next().await {
+                    Some(Ok(bytes)) => {
+                        download
+                            .received
+                            .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        if !feed.send(bytes).await {
+                            return None;
+                        }
+                    }
+                    Some(Err(error)) => {
+                        feed.fail(error.clone()).await;
+                        return Some(error);
+                    }
+                    None => {
+                        feed.end().await;
                         return None;
                     }
                 }
-                Some(Err(error)) => {
-                    feed.fail(error.clone()).await;
-                    return Some(error);
-                }
-                None => {
-                    feed.end().await;
-                    return None;
-                }
             }
+        };
+        // On cancellation the feed is dropped, so that the reader fails and the ingest takes back what it wrote.
+        let broken = tokio::select! {
+            biased;
+            () = download.cancel.cancelled() => None,
+            broken = feeding => broken,
+        };
+        match ingest.await {
+            Ok(Ok(layer)) => Ok(layer),
+            Ok(Err(_)) if download.cancel.is_cancelled() => Err(Failure::Cancelled),
+            Ok(Err(error)) => {
+                Err(broken.map_or_else(|| Failure::Store(Arc::new(error)), Failure::Registry))
+            }
+            Err(_) => Err(Failure::Internal(format!(
+                "the ingest of layer {} panicked",
+                fetch.descriptor.digest
+            ))),
         }
-    };
-    // On cancellation the feed is dropped, so that the reader fails and the ingest takes back what it wrote.
-    let broken = tokio::select! {
-        biased;
-        () = download.cancel.cancelled() => None,
-        broken = feeding => broken,
-    };
-    match ingest.await {
-        Ok(Ok(layer)) => Ok(Landed {
-            layer,
-            _lease: held,
-        }),
-        Ok(Err(_)) if download.cancel.is_cancelled() => Err(Failure::Cancelled),
-        Ok(Err(error)) => {
-            Err(broken.map_or_else(|| Failure::Store(Arc::new(error)), Failure::Registry))
-        }
-        Err(_) => Err(Failure::Internal(format!(
-            "the ingest of layer {} panicked",
-            fetch.descriptor.digest
-        ))),
     }
 }
 
-fn lock(table: &Table) -> MutexGuard<'_, HashMap<Digest, Entry>> {
+fn lock(table: &Table) -> MutexGuard<'_, State> {
     table.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -15,7 +15,6 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::image::Platform;
-use crate::registry::Credentials;
 
 use super::leases::HeldLease;
 use super::{Error, Inner, Phase, PullProgress, PullRequest, Pulled};
@@ -24,6 +23,9 @@ pub(super) use documents::stored;
 pub(super) use download::Downloads;
 use progress::Board;
 use run::Run;
+
+/// How long a failed pull waits for its downloads to take back what they wrote.
+const WIND_DOWN: Duration = Duration::from_secs(2);
 
 /// What makes two requests the same: they share one pull.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -50,25 +52,10 @@ impl Key {
         Key {
             reference: request.reference.to_string(),
             platform: platform.clone(),
-            credentials: fingerprint(&request.credentials),
+            credentials: Fingerprint(request.credentials.fingerprint()),
             plain_http: request.plain_http,
         }
     }
-}
-
-fn fingerprint(credentials: &Credentials) -> Fingerprint {
-    let (kind, first, second) = match credentials {
-        Credentials::Anonymous => (0u8, "", ""),
-        Credentials::Basic { username, password } => (1, username.as_str(), password.0.as_str()),
-        Credentials::Identity(token) => (2, token.0.as_str(), ""),
-        Credentials::Bearer(token) => (3, token.0.as_str(), ""),
-    };
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&[kind]);
-    hasher.update(&(first.len() as u64).to_le_bytes());
-    hasher.update(first.as_bytes());
-    hasher.update(second.as_bytes());
-    Fingerprint(*hasher.finalize().as_bytes())
 }
 
 type Outcome = Result<Pulled, Arc<Error>>;
@@ -227,6 +214,19 @@ async fn fly(
         () = abandoned(landing) => Err(Error::Cancelled { reference: reference.clone() }),
     };
 
+    // Whoever learns of the outcome finds nothing of a failed pull, and nothing that holds back the space of an image
+    // removed at once.
+    let parked = outcome.as_ref().is_err_and(Error::is_transient) && board.holds_layers();
+    if outcome.is_err() {
+        // A stuck disk must not keep the caller: what is left then goes by itself, later.
+        let _ = tokio::time::timeout(WIND_DOWN, board.wound_down()).await;
+    }
+    if parked {
+        inner.parked.park(landing.key.clone(), lease);
+    } else {
+        lease.release().await;
+    }
+
     let took = begun.elapsed();
     inner.metrics.pull_ended(
         outcome.as_ref().map(|pulled| pulled.fetched_bytes == 0),
@@ -247,10 +247,13 @@ async fn fly(
         }
         Err(error) => {
             board.phase(Phase::Failed);
-            tracing::warn!(reference, %error, kind = error.kind().as_str(), seconds = took.as_secs_f64(), "pull failed");
-            if error.is_transient() && board.holds_layers() {
-                inner.parked.park(landing.key.clone(), lease);
-            }
+            tracing::warn!(
+                reference,
+                %error,
+                kind = error.kind().as_str(),
+                seconds = took.as_secs_f64(),
+                "pull failed"
+            );
         }
     }
     outcome
@@ -294,32 +297,37 @@ fn lock(flights: &Flights) -> MutexGuard<'_, HashMap<Key, Arc<Flight>>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::registry::Secret;
+    use crate::registry::{Credentials, Secret};
 
     #[test]
-    fn different_credentials_have_different_fingerprints() {
-        let basic = |username: &str, password: &str| Credentials::Basic {
-            username: username.into(),
+    fn requests_are_the_same_only_in_all_that_matters() {
+        let basic = |password: &str| Credentials::Basic {
+            username: "ann".into(),
             password: Secret::from(password.to_owned()),
         };
-        let all = [
-            Credentials::Anonymous,
-            basic("", ""),
-            basic("a", "bc"),
-            basic("ab", "c"),
-            basic("ab", "d"),
-            Credentials::Identity(Secret::from("ab".to_owned())),
-            Credentials::Bearer(Secret::from("ab".to_owned())),
-        ];
-        for (at, one) in all.iter().enumerate() {
-            for (other_at, other) in all.iter().enumerate() {
-                assert_eq!(
-                    fingerprint(one) == fingerprint(other),
-                    at == other_at,
-                    "{at} {other_at}"
-                );
-            }
+        let request = |reference: &str, credentials: &Credentials, plain_http: bool| PullRequest {
+            reference: reference.parse().unwrap(),
+            platform: None,
+            credentials: credentials.clone(),
+            plain_http,
+        };
+        let key =
+            |request: &PullRequest, platform: &str| Key::new(request, &platform.parse().unwrap());
+        let one = key(&request("busybox", &basic("a"), false), "linux/amd64");
+        let same = request("docker.io/library/busybox:latest", &basic("a"), false);
+        assert_eq!(one, key(&same, "linux/amd64"));
+        for (other, platform) in [
+            (request("busybox:1", &basic("a"), false), "linux/amd64"),
+            (request("busybox", &basic("b"), false), "linux/amd64"),
+            (
+                request("busybox", &Credentials::Anonymous, false),
+                "linux/amd64",
+            ),
+            (request("busybox", &basic("a"), true), "linux/amd64"),
+            (request("busybox", &basic("a"), false), "linux/arm64"),
+        ] {
+            assert_ne!(one, key(&other, platform), "{other:?}");
         }
-        assert!(!format!("{:?}", fingerprint(&basic("a", "b"))).contains(char::is_numeric));
+        assert!(format!("{one:?}").contains("[fingerprint]"));
     }
 }

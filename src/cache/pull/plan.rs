@@ -163,6 +163,15 @@ impl Plan {
         self.slots.iter().any(|slot| slot.state == State::Queued)
     }
 
+    /// What the config says a blob unpacks to, once it has come.
+    pub(super) fn expected(&self, blob: &Digest) -> Option<&DiffId> {
+        let at = self
+            .slots
+            .iter()
+            .position(|slot| slot.descriptor.digest == *blob)?;
+        self.diff_ids.as_ref()?.get(at)
+    }
+
     /// A blob is being fetched.
     pub(super) fn started(&mut self, blob: &Digest) {
         self.shift(blob, &State::Queued, &State::Started);

@@ -68,6 +68,13 @@ impl Board {
         }
     }
 
+    /// Waits until the downloads of a failed pull have taken back what they wrote.
+    pub(super) async fn wound_down(&mut self) {
+        for download in std::mem::take(&mut self.downloads).into_iter().flatten() {
+            download.wound_down().await;
+        }
+    }
+
     /// True once a layer is in the store.
     pub(super) fn holds_layers(&self) -> bool {
         self.state.layers.iter().any(|layer| layer.done)

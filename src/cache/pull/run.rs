@@ -21,6 +21,7 @@ use crate::registry::{self, Access, Credentials, Repository, Resolved};
 use crate::store::{Image, ImageCommit, ImageRecord, LayerRef, Lease, Name};
 
 use super::documents::{self, Documents, Selected};
+use super::download::Begun;
 use super::plan::{Fault, Plan};
 use super::progress::{Board, INTERVAL};
 
@@ -137,6 +138,11 @@ impl Run<'_> {
         else {
             return Ok(None);
         };
+        // A removal may be under way, or somebody took a file away: what the lease cannot protect is fetched.
+        let mut layers = image.record.layers.iter();
+        if layers.any(|layer| inner.store.layer(&layer.diff_id, &self.lease).is_none()) {
+            return Ok(None);
+        }
         board.present(
             selected
                 .manifest
@@ -146,21 +152,13 @@ impl Run<'_> {
         );
         let names = names_of(&self.request.reference, &resolved.digest);
         let now = now_ms();
-        let settled = image.record.manifest == selected.digest
+        let settled = selected.stored
+            && image.record.manifest == selected.digest
             && names.iter().all(|name| self.has_name(&id, name));
         if settled {
             inner.store.touch_image(&id, now);
             self.count_present(selected);
             return Ok(Some(image));
-        }
-        // A removal may be under way: what the lease does not protect has to be fetched.
-        if image
-            .record
-            .layers
-            .iter()
-            .any(|layer| inner.store.layer(&layer.diff_id, &self.lease).is_none())
-        {
-            return Ok(None);
         }
         board.phase(Phase::Committing);
         let mut record = image.record.clone();
@@ -218,7 +216,8 @@ impl Run<'_> {
                 .layer_of_blob(blob, &self.lease)
                 .map(|layer| layer.diff_id)
         };
-        let mut plan = Plan::new(&selected.manifest, known, fresh)
+        let have = |diff_id: &DiffId| store.layer(diff_id, &self.lease).is_some();
+        let mut plan = Plan::new(&selected.manifest, &known, fresh)
             .map_err(|error| self.image(error.to_string()))?;
         board.plan(&plan);
         board.phase(Phase::Fetching);
@@ -236,7 +235,7 @@ impl Run<'_> {
         loop {
             for fetch in plan.queued() {
                 let blob = fetch.descriptor.digest;
-                if let Some(ticket) = inner.downloads.join(&blob) {
+                if let Some(ticket) = inner.downloads.join(&blob, &self.lease) {
                     plan.started(&blob);
                     board.started(&blob, LayerSource::Shared, &ticket.download);
                     joined.insert(blob);
@@ -267,8 +266,7 @@ impl Run<'_> {
                 bytes = &mut config_json, if config.is_none() => {
                     let bytes = bytes?;
                     let parsed = self.read_config(selected, &bytes)?;
-                    let have = |diff_id: &DiffId| store.layer(diff_id, &self.lease).is_some();
-                    plan.config(&parsed.diff_ids, have).map_err(|fault| self.fault(fault))?;
+                    plan.config(&parsed.diff_ids, &have).map_err(|fault| self.fault(fault))?;
                     config = Some((parsed, bytes));
                     board.plan(&plan);
                     board.sample();
@@ -278,12 +276,21 @@ impl Run<'_> {
                     let Ok(slot) = slot else { return Err(self.cancelled()) };
                     let Some(fetch) = plan.queued().into_iter().next() else { continue };
                     let blob = fetch.descriptor.digest.clone();
-                    let (ticket, shared) = inner.downloads.start(documents.repository, fetch, slot);
-                    plan.started(&blob);
-                    let source = if shared { LayerSource::Shared } else { LayerSource::Registry };
-                    if shared {
+                    let expected = plan.expected(&blob).cloned();
+                    let here = || known(&blob).or_else(|| expected.filter(|diff_id| have(diff_id)));
+                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, &self.lease, here) {
+                        Begun::Started(ticket) => (ticket, LayerSource::Registry),
+                        Begun::Joined(ticket) => (ticket, LayerSource::Shared),
+                        Begun::Present(diff_id) => {
+                            plan.landed(&blob, &diff_id).map_err(|fault| self.fault(fault))?;
+                            board.plan(&plan);
+                            continue;
+                        }
+                    };
+                    if source == LayerSource::Shared {
                         joined.insert(blob.clone());
                     }
+                    plan.started(&blob);
                     board.started(&blob, source, &ticket.download);
                     board.sample();
                     running.push(ticket.wait());
@@ -291,8 +298,8 @@ impl Run<'_> {
                 Some((blob, download, outcome)) = running.next(), if !running.is_empty() => {
                     let shared = joined.remove(&blob);
                     match outcome {
-                        Ok(landed) => {
-                            let diff_id = &landed.layer.diff_id;
+                        Ok(layer) => {
+                            let diff_id = &layer.diff_id;
                             let size = download.received.load(Ordering::Relaxed);
                             if !shared {
                                 fetched_bytes = fetched_bytes.saturating_add(size);
@@ -384,7 +391,7 @@ impl Run<'_> {
         let done = self
             .inner
             .threads
-            .block(&self.reference, move || store.commit_image(commit, &lease))
+            .block(&self.reference, move || store.commit_image(&commit, &lease))
             .await?;
         done.map_err(|error| Error::store(self.reference.clone(), error))
     }

@@ -3,7 +3,7 @@
 //! It runs on a thread of its own and hands recycled buffers to the consume stage over a bounded channel, so that
 //! neither side waits for the other's work and memory stays fixed.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::io::{self, BufReader, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender};
 
@@ -15,6 +15,8 @@ use crate::store::{Error, LayerCounters, LayerSource, Limits};
 pub(super) const BUFFER: usize = 256 << 10;
 /// Buffers in use at once.
 pub(super) const BUFFERS: usize = 6;
+/// First bytes that tell a compression.
+const MAGIC: usize = 4;
 /// Compressed bytes read at once.
 const READ: usize = 128 << 10;
 /// Uncompressed bytes after which the ratio is judged.
@@ -24,11 +26,11 @@ const ZSTD_WINDOW_LOG: u32 = 27;
 
 /// How the decode stage ended when nothing was wrong with the blob.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Decoded {
-    /// Everything was handed over; digest and size are right.
-    Whole,
-    /// The consume stage went away first.
-    Stopped,
+pub(super) struct Decoded {
+    /// Everything was handed over; digest and size are right. Else the consume stage went away first.
+    pub(super) whole: bool,
+    /// What the blob really is.
+    pub(super) actual: Compression,
 }
 
 /// What the two stages share.
@@ -53,12 +55,11 @@ pub(super) fn decode(
     let mut blob = BlobReader::new(source, from, counters);
     let result = inflate(&mut blob, source, limits, counters, exchange);
     match result {
-        Ok(Decoded::Whole) => blob.finish().map(|()| Decoded::Whole),
-        Ok(Decoded::Stopped) => {
-            if exchange.suspicious.load(Ordering::Acquire) {
+        Ok(decoded) => {
+            if decoded.whole || exchange.suspicious.load(Ordering::Acquire) {
                 blob.finish()?;
             }
-            Ok(Decoded::Stopped)
+            Ok(decoded)
         }
         // Wrong bytes rarely inflate: say so only where they are the right bytes.
         Err(fault @ Fault::Bad(_)) => blob.finish().and(Err(fault.of(&source.blob))),
@@ -73,23 +74,22 @@ fn inflate(
     counters: &LayerCounters,
     exchange: &Exchange<'_>,
 ) -> Result<Decoded, Fault> {
-    let mut head = BufReader::with_capacity(READ, blob);
-    let first = sniff(&mut head)?;
-    let actual = match first {
-        None if source.compression == Compression::None => Compression::None,
-        None => {
-            return Err(Fault::Bad(format!(
-                "empty, declared as {}",
-                word(source.compression)
-            )));
-        }
-        Some(actual) => actual,
-    };
+    let mut magic = vec![0; MAGIC];
+    let (len, _) =
+        fill(&mut magic, |room| blob.read(room)).map_err(|error| Fault::Bad(error.to_string()))?;
+    magic.truncate(len);
+    if magic.is_empty() && source.compression != Compression::None {
+        let declared = word(source.compression);
+        return Err(Fault::Bad(format!("empty, declared as {declared}")));
+    }
+    let actual = sniff(&magic);
+    let head = BufReader::with_capacity(READ, io::Cursor::new(magic).chain(blob));
     let mut decoder = Decoder::new(actual, head)?;
     let mut inflated = 0_u64;
+    let ended = |whole| Ok(Decoded { whole, actual });
     loop {
         let Ok(mut buffer) = exchange.used.recv() else {
-            return Ok(Decoded::Stopped);
+            return ended(false);
         };
         buffer.resize(BUFFER, 0);
         let (len, end) = fill(&mut buffer, |room| decoder.read(room))
@@ -113,10 +113,10 @@ fn inflate(
             });
         }
         if exchange.full.send(buffer).is_err() {
-            return Ok(Decoded::Stopped);
+            return ended(false);
         }
         if end {
-            return Ok(Decoded::Whole);
+            return ended(true);
         }
     }
 }
@@ -141,9 +141,9 @@ fn fill(
 fn explain(declared: Compression, actual: Compression, error: &io::Error) -> String {
     let word = word(actual);
     let cause = if error.kind() == io::ErrorKind::UnexpectedEof {
-        format!("the {word} data is truncated")
+        format!("the {word} data is truncated, or there is garbage after it")
     } else {
-        format!("bad {word} data, or garbage after it: {error}")
+        format!("bad {word} data, or there is garbage after it: {error}")
     };
     if declared == actual {
         cause
@@ -160,27 +160,17 @@ pub(super) fn word(compression: Compression) -> &'static str {
     }
 }
 
-/// What the first bytes say; registries and media types are sometimes wrong. `None` for an empty blob.
-fn sniff(head: &mut impl BufRead) -> Result<Option<Compression>, Fault> {
-    let start = loop {
-        match head.fill_buf() {
-            Ok(start) => break start,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(Fault::Bad(error.to_string())),
-        }
-    };
-    if start.is_empty() {
-        return Ok(None);
-    }
-    Ok(Some(match start {
+/// What the first bytes say; registries and media types are sometimes wrong.
+fn sniff(magic: &[u8]) -> Compression {
+    match magic {
         [0x1f, 0x8b, 0x08, ..] => Compression::Gzip,
         // A frame, or a skippable one before it.
-        [0x28, 0xb5, 0x2f, 0xfd, ..] | [0x50..=0x5f, 0x2a, 0x4d, 0x18, ..] => Compression::Zstd,
+        [0x28, 0xb5, 0x2f, 0xfd] | [0x50..=0x5f, 0x2a, 0x4d, 0x18] => Compression::Zstd,
         _ => Compression::None,
-    }))
+    }
 }
 
-type Head<'a, 'b> = BufReader<&'a mut BlobReader<'b>>;
+type Head<'a, 'b> = BufReader<io::Chain<io::Cursor<Vec<u8>>, &'a mut BlobReader<'b>>>;
 
 enum Decoder<'a, 'b> {
     None(Head<'a, 'b>),
@@ -215,9 +205,9 @@ impl<'a, 'b> Decoder<'a, 'b> {
 
     fn blob(&self) -> &BlobReader<'b> {
         match self {
-            Decoder::None(head) => head.get_ref(),
-            Decoder::Gzip(decoder) => decoder.get_ref().get_ref(),
-            Decoder::Zstd(decoder) => decoder.get_ref().get_ref(),
+            Decoder::None(head) => head.get_ref().get_ref().1,
+            Decoder::Gzip(decoder) => decoder.get_ref().get_ref().get_ref().1,
+            Decoder::Zstd(decoder) => decoder.get_ref().get_ref().get_ref().1,
         }
     }
 }
@@ -287,7 +277,7 @@ impl<'a> BlobReader<'a> {
 
 impl Read for BlobReader<'_> {
     fn read(&mut self, room: &mut [u8]) -> io::Result<usize> {
-        let left = (self.source.size + 1).saturating_sub(self.read);
+        let left = self.source.size.saturating_add(1).saturating_sub(self.read);
         if self.ended || self.failed.is_some() || left == 0 || room.is_empty() {
             return Ok(0);
         }
@@ -313,3 +303,6 @@ impl Read for BlobReader<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use super::codec::RATIO_AFTER;
 use super::fault::{Fault, show};
 use super::granules::Granules;
 use super::recipe::{Op, RecipeWriter};
@@ -130,26 +131,24 @@ impl<'a> LayerSink<'a> {
         self.filled = self
             .filled
             .saturating_add(granules.content_len().saturating_sub(entry.body));
-        let ratio = self.filled / self.limits.max_ratio.max(1) > self.blob_bytes;
-        if self.filled > self.limits.max_layer_bytes
-            || (self.filled > super::codec::RATIO_AFTER && ratio)
-        {
+        let limits = self.limits;
+        let ratio = self.filled / limits.max_ratio.max(1) > self.blob_bytes;
+        let over = if self.filled > limits.max_layer_bytes {
+            Some((limits.max_layer_bytes, "max_layer_bytes"))
+        } else if self.filled > RATIO_AFTER && ratio {
+            Some((limits.max_ratio, "max_ratio"))
+        } else {
+            None
+        };
+        if let Some((limit, key)) = over {
             return Err(Fault::Limit {
                 what: format!(
-                    "{}: {} bytes of holes too small to keep",
+                    "{}: {} bytes of holes that are too small to keep are",
                     show(&entry.path),
                     self.filled
                 ),
-                limit: if ratio {
-                    self.limits.max_ratio
-                } else {
-                    self.limits.max_layer_bytes
-                },
-                key: if ratio {
-                    "max_ratio"
-                } else {
-                    "max_layer_bytes"
-                },
+                limit,
+                key,
             });
         }
         entry.kind = EntryKind::Regular;
@@ -195,7 +194,7 @@ impl<'a> LayerSink<'a> {
             chunk_bits: granules.bits(),
             chunks: granules.chunks(place.map(|(device, extent)| (device, extent.block))),
         };
-        self.tree.insert(entry, kind)?;
+        self.tree.insert(&entry, kind)?;
         Ok(())
     }
 
@@ -246,7 +245,7 @@ impl<'a> LayerSink<'a> {
             chunk_bits,
             chunks: vec![Some(Chunk { device, block })],
         };
-        self.tree.insert(entry, kind).map(drop)
+        self.tree.insert(&entry, kind).map(drop)
     }
 }
 
@@ -270,7 +269,7 @@ impl Sink for LayerSink<'_> {
             EntryKind::Sparse(map) if is_file => Body::SmallSparse(entry, map, Vec::new()),
             EntryKind::Regular | EntryKind::Sparse(_) => {
                 let body = self.begin_other(entry.body)?;
-                self.tree.insert(entry, Kind::Inline(Box::default()))?;
+                self.tree.insert(&entry, Kind::Inline(Box::default()))?;
                 body
             }
             EntryKind::Unknown(typeflag) => {
@@ -320,10 +319,13 @@ impl Sink for LayerSink<'_> {
     fn end(&mut self) -> Result<(), Fault> {
         match std::mem::replace(&mut self.body, Body::Literal(None)) {
             Body::Literal(None) => Ok(()),
-            Body::Literal(Some((entry, kind))) => self.tree.insert(entry, kind).map(drop),
+            Body::Literal(Some((entry, kind))) => self.tree.insert(&entry, kind).map(drop),
             Body::Small(entry, content) => {
                 let len = u32::try_from(content.len()).unwrap_or(u32::MAX);
-                let inode = self.tree.insert(entry, Kind::Inline(content.into()))?;
+                let inode = self.tree.insert(&entry, Kind::Inline(content.into()))?;
+                self.counters
+                    .written
+                    .fetch_add(u64::from(len), Ordering::Relaxed);
                 if let (Some(inode), 1..) = (inode, len) {
                     let number = u32::try_from(self.smalls.len()).unwrap_or(u32::MAX);
                     self.smalls.push(inode);
@@ -337,7 +339,7 @@ impl Sink for LayerSink<'_> {
             }
             Body::SmallSparse(entry, map, data) => {
                 let content = scatter(&map, &data);
-                self.tree.insert(entry, Kind::Inline(content)).map(drop)
+                self.tree.insert(&entry, Kind::Inline(content)).map(drop)
             }
             Body::Packed(entry, len) => self.end_packed(entry, len),
             Body::Sparse(sparse) => self.end_sparse(*sparse),
@@ -418,7 +420,7 @@ impl Devices {
 }
 
 fn write_zeros(pack: &mut PackWriter, mut len: u64) -> Result<(), Fault> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     while len > 0 {
         let most = usize::try_from(len).unwrap_or(usize::MAX);
         let part = ZEROS.get(..most).unwrap_or(&ZEROS);

@@ -17,13 +17,13 @@ use std::io::{BufWriter, Read};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
 
-use codec::{Decoded, Exchange};
+use codec::Exchange;
 use fault::Fault;
 use layer::{Finished, LayerSink};
 use tar::{Bounds, Parser};
 
 pub(super) use layer::INLINE_MAX;
-pub(super) use tree::OPAQUE;
+pub(super) use tree::{IMPLIED, OPAQUE};
 
 use super::idx::{IdxParts, Inline, LayerParts};
 use super::{Error, Layer, LayerCounters, LayerSource, Lease, Store};
@@ -70,39 +70,24 @@ impl Store {
                 .spawn_scoped(scope, move || {
                     codec::decode(source, from, limits, counters, &exchange)
                 })
-                .map_err(|source| Error::Io {
-                    action: "start a thread for",
-                    path: self.root().to_path_buf(),
-                    source,
-                })?;
-            let consumed = consumer.run(filled, back, &suspicious);
+                .map_err(|source| Error::io("start a thread for", self.root(), source))?;
+            let consumed = consumer.run(&filled, &back, &suspicious);
+            // What the decode stage notices where it goes on.
+            drop((filled, back));
             let decoded = decoder
                 .join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             Ok::<_, Error>((decoded, consumed))
         })?;
-        let diff_id = match (decoded?, consumed) {
-            (_, Err(fault)) => return Err(self.explain(source, fault)),
-            (Decoded::Stopped, Ok(())) => {
-                return Err(Error::Invalid("the ingest was stopped".to_owned()));
-            }
-            (Decoded::Whole, Ok(())) => consumer.finish(),
-        };
-        let diff_id = diff_id.map_err(|fault| self.explain(source, fault))?;
+        let codec::Decoded { whole, actual } = decoded?;
+        if consumed.is_ok() && !whole {
+            return Err(Error::Invalid("the ingest stopped by itself".to_owned()));
+        }
+        let diff_id = consumed
+            .and_then(|()| consumer.finish())
+            .map_err(|fault| explain(source, actual, fault))?;
         let finished = sink.finish().map_err(|fault| fault.of(&source.blob))?;
         self.keep(source, diff_id, finished, lease)
-    }
-
-    /// The error of a tar that was refused. Where the blob is not what it was declared as, that is likely why.
-    fn explain(&self, source: &LayerSource, fault: Fault) -> Error {
-        match fault {
-            Fault::Bad(cause) if source.compression != Compression::None => Fault::Bad(format!(
-                "{cause} (declared as {})",
-                codec::word(source.compression)
-            )),
-            fault => fault,
-        }
-        .of(&source.blob)
     }
 
     /// Writes the EROFS image of a layer and commits it.
@@ -172,12 +157,22 @@ impl Store {
     }
 
     fn broken(&self, source: std::io::Error) -> Error {
-        Error::Io {
-            action: "write a layer's tree below",
-            path: self.root().to_path_buf(),
-            source,
-        }
+        Error::io("write a layer's tree below", self.root(), source)
     }
+}
+
+/// The error of a tar that was refused. Where the blob is not what it was declared as, that is likely why.
+fn explain(source: &LayerSource, actual: Compression, fault: Fault) -> Error {
+    let fault = match fault {
+        Fault::Bad(cause) if actual != source.compression => {
+            let (actual, declared) = (codec::word(actual), codec::word(source.compression));
+            Fault::Bad(format!(
+                "{cause} (declared as {declared}, read as {actual})"
+            ))
+        }
+        fault => fault,
+    };
+    fault.of(&source.blob)
 }
 
 /// The consume stage.
@@ -191,15 +186,15 @@ impl Consumer<'_, '_> {
     /// Takes buffers until the decode stage ends or something is wrong with the tar.
     fn run(
         &mut self,
-        filled: Receiver<Vec<u8>>,
-        back: Sender<Vec<u8>>,
+        filled: &Receiver<Vec<u8>>,
+        back: &Sender<Vec<u8>>,
         suspicious: &AtomicBool,
     ) -> Result<(), Fault> {
         for _ in 0..codec::BUFFERS {
             // Cannot fail before the decode stage ends; then the loop below ends too.
             let _ = back.send(Vec::new());
         }
-        for buffer in &filled {
+        for buffer in filled {
             self.hasher.update(&buffer);
             if let Err(fault) = self.parser.push(&buffer, self.sink) {
                 // Set before the channels close, which is what the decode stage waits for.

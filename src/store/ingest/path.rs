@@ -64,7 +64,8 @@ mod tests {
 
     #[test]
     fn names_are_cleaned() {
-        let cases: &[(&[u8], Option<&[&[u8]]>)] = &[
+        type Parts = &'static [&'static [u8]];
+        let cases: &[(&[u8], Option<Parts>)] = &[
             (b"a/b", Some(&[b"a", b"b"])),
             (b"./a//b/./", Some(&[b"a", b"b"])),
             (b"/etc/passwd", Some(&[b"etc", b"passwd"])),

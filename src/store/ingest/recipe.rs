@@ -79,7 +79,8 @@ struct Expected {
 impl RecipeWriter {
     /// An empty recipe.
     pub(crate) fn new() -> Result<Self, Fault> {
-        let ops = zstd::stream::write::Encoder::new(vec![0; HEADER], LEVEL).map_err(compressor)?;
+        let ops = zstd::stream::write::Encoder::new(vec![0; HEADER], LEVEL)
+            .map_err(|error| compressor(&error))?;
         Ok(RecipeWriter {
             ops,
             literal: Vec::with_capacity(MAX_LITERAL),
@@ -140,20 +141,21 @@ impl RecipeWriter {
     pub(crate) fn finish(mut self, lost: &BTreeMap<u32, &[u8]>) -> Result<Vec<u8>, Fault> {
         self.flush_literal()?;
         self.write(END, &[self.tar_bytes])?;
-        let mut recipe = self.ops.finish().map_err(compressor)?;
+        let mut recipe = self.ops.finish().map_err(|error| compressor(&error))?;
         let len = (recipe.len() - HEADER) as u64;
         if let Some(header) = recipe.get_mut(..HEADER) {
             header.copy_from_slice(&[&[VERSION][..], &len.to_le_bytes()].concat());
         }
-        let mut tail = zstd::stream::write::Encoder::new(recipe, LEVEL).map_err(compressor)?;
+        let mut tail =
+            zstd::stream::write::Encoder::new(recipe, LEVEL).map_err(|error| compressor(&error))?;
         for (&number, bytes) in lost {
             let mut head = Vec::new();
             put(&mut head, u64::from(number));
             put(&mut head, bytes.len() as u64);
-            tail.write_all(&head).map_err(compressor)?;
-            tail.write_all(bytes).map_err(compressor)?;
+            tail.write_all(&head).map_err(|error| compressor(&error))?;
+            tail.write_all(bytes).map_err(|error| compressor(&error))?;
         }
-        tail.finish().map_err(compressor)
+        tail.finish().map_err(|error| compressor(&error))
     }
 
     fn flush_literal(&mut self) -> Result<(), Fault> {
@@ -161,7 +163,9 @@ impl RecipeWriter {
             return Ok(());
         }
         self.write(LITERAL, &[self.literal.len() as u64])?;
-        self.ops.write_all(&self.literal).map_err(compressor)?;
+        self.ops
+            .write_all(&self.literal)
+            .map_err(|error| compressor(&error))?;
         self.literal.clear();
         if self.ops.get_ref().len() > MAX_RECIPE {
             return Err(Fault::Bad(format!(
@@ -177,7 +181,9 @@ impl RecipeWriter {
         for &number in numbers {
             put(&mut bytes, number);
         }
-        self.ops.write_all(&bytes).map_err(compressor)
+        self.ops
+            .write_all(&bytes)
+            .map_err(|error| compressor(&error))
     }
 }
 
@@ -332,7 +338,7 @@ fn stream(bytes: &[u8]) -> Result<Stream<'_>, BadRecipe> {
     Ok(io::BufReader::with_capacity(64 << 10, decoder))
 }
 
-fn compressor(error: io::Error) -> Fault {
+fn compressor(error: &io::Error) -> Fault {
     Fault::Bad(format!("compressing its recipe: {error}"))
 }
 

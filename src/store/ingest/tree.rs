@@ -1,6 +1,7 @@
 //! Builds the file tree of one layer from tar entries, with the rules container runtimes share.
 //!
-//! - Missing parents become directories of root:root, 0755, at the epoch.
+//! - Missing parents become directories of root:root, 0755, at the epoch. They are marked: where a lower layer has the
+//!   directory, its metadata is the one to show, since this layer says nothing about it.
 //! - A later entry replaces an earlier one with all below it; a directory over a directory only changes its metadata.
 //! - A parent that is a symlink is followed inside the layer, as if its root were `/`; what it points at and is not
 //!   there becomes directories. A parent that is any other file is refused.
@@ -10,6 +11,7 @@
 //!   brings: beside a directory of that name it makes the directory opaque, beside another file it means nothing.
 //! - Extended attributes `trusted.overlay.*` of the tar are dropped: they would be orders to overlayfs.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::fault::{Fault, show};
@@ -20,13 +22,15 @@ use crate::store::Limits;
 
 /// Marks a directory that hides all that lower layers have below it.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// Marks a directory that no entry names. In overlayfs's own name space, so that nobody sees it in a mount.
+pub(crate) const IMPLIED: &[u8] = b"trusted.overlay.larder.implied";
 const WHITEOUT: &[u8] = b".wh.";
 const WHITEOUT_META: &[u8] = b".wh..wh.";
 const WHITEOUT_OPAQUE: &[u8] = b".wh..wh..opq";
 /// Symlinks followed on the way to one parent, as Linux has it.
 const MAX_HOPS: usize = 40;
 /// Components walked on the way to one parent, symlinks included.
-const MAX_STEPS: usize = 8192;
+const MAX_STEPS: usize = 4096;
 /// Names, link targets and attributes of one layer together, in bytes; they are held in memory.
 const MAX_METADATA: u64 = 256 << 20;
 /// Value of an extended attribute, as Linux has it.
@@ -53,7 +57,7 @@ impl TreeBuilder {
     /// A tree of an empty root directory.
     pub(crate) fn new(limits: &Limits) -> Self {
         TreeBuilder {
-            inodes: vec![new_directory()],
+            inodes: vec![implied_directory()],
             whiteout: None,
             metadata_bytes: 0,
             max_entries: limits.max_entries,
@@ -68,7 +72,7 @@ impl TreeBuilder {
     }
 
     /// Puts an entry of any kind but a hard link in its place. Returns its inode, `None` where it brings none.
-    pub(crate) fn insert(&mut self, entry: Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
+    pub(crate) fn insert(&mut self, entry: &Entry, kind: Kind) -> Result<Option<InodeId>, Fault> {
         let path = CleanPath::new(&entry.path, self.max_path)?;
         if is_bookkeeping(&path) {
             return Ok(None);
@@ -78,7 +82,7 @@ impl TreeBuilder {
                 return Err(bad(&entry.path, "the root must be a directory"));
             }
             let xattrs = self.kept_xattrs(&entry.path, &entry.xattrs)?;
-            self.set_metadata(ROOT, &entry, xattrs);
+            self.set_metadata(ROOT, entry, xattrs);
             return Ok(Some(ROOT));
         };
         let parent = self.parent(parent, name, &entry.path)?;
@@ -99,7 +103,7 @@ impl TreeBuilder {
             if Some(old) == self.whiteout {
                 opaque = true;
             } else if matches!(kind, Kind::Directory(_)) && self.is_directory(old) {
-                self.set_metadata(old, &entry, xattrs);
+                self.set_metadata(old, entry, xattrs);
                 return Ok(Some(old));
             }
         }
@@ -194,7 +198,7 @@ impl TreeBuilder {
             let next = match self.child(at, &part) {
                 Some(id) if Some(id) != self.whiteout => id,
                 hidden => {
-                    let id = self.add(new_directory())?;
+                    let id = self.add(implied_directory())?;
                     self.set_child(at, &part, id)?;
                     if hidden.is_some() {
                         self.set_opaque(id);
@@ -271,7 +275,8 @@ impl TreeBuilder {
                         let id = self.add(Inode {
                             mode: 0,
                             kind: Kind::CharDevice { major: 0, minor: 0 },
-                            ..new_directory()
+                            xattrs: BTreeMap::new(),
+                            ..implied_directory()
                         })?;
                         self.whiteout = Some(id);
                         id
@@ -312,6 +317,8 @@ impl TreeBuilder {
     fn set_opaque(&mut self, id: InodeId) {
         if let Some(inode) = self.inodes.get_mut(id as usize) {
             inode.xattrs.insert(OPAQUE.into(), (*b"y").into());
+            // Nothing below it shows.
+            inode.xattrs.remove(IMPLIED);
         }
     }
 
@@ -322,6 +329,7 @@ impl TreeBuilder {
             inode.gid = entry.gid;
             inode.mtime = entry.mtime;
             inode.mtime_nsec = entry.mtime_nsec;
+            inode.xattrs.remove(IMPLIED);
             inode.xattrs.extend(xattrs);
         }
     }
@@ -385,14 +393,14 @@ fn is_bookkeeping(path: &CleanPath<'_>) -> bool {
     })
 }
 
-fn new_directory() -> Inode {
+fn implied_directory() -> Inode {
     Inode {
         mode: 0o755,
         uid: 0,
         gid: 0,
         mtime: 0,
         mtime_nsec: 0,
-        xattrs: BTreeMap::new(),
+        xattrs: BTreeMap::from([(IMPLIED.into(), (*b"y").into())]),
         kind: Kind::Directory(BTreeMap::new()),
     }
 }
@@ -410,22 +418,26 @@ pub(crate) fn too_many(limit: u64) -> Fault {
 }
 
 /// A walk through directories that keeps where it came from, for `..`.
-struct Walk {
+struct Walk<'a> {
     /// Directories from the root down, each with the length of its name.
     stack: Vec<(InodeId, usize)>,
     /// Components to come, last first.
-    todo: Vec<Box<[u8]>>,
+    todo: Vec<Cow<'a, [u8]>>,
     steps: usize,
     hops: usize,
     /// Bytes of the path so far, a slash after each component.
     len: usize,
 }
 
-impl Walk {
-    fn new(parts: &[&[u8]]) -> Self {
+impl<'a> Walk<'a> {
+    fn new(parts: &[&'a [u8]]) -> Self {
         Walk {
             stack: Vec::new(),
-            todo: parts.iter().rev().map(|&part| part.into()).collect(),
+            todo: parts
+                .iter()
+                .rev()
+                .map(|&part| Cow::Borrowed(part))
+                .collect(),
             steps: 0,
             hops: 0,
             len: 0,
@@ -455,12 +467,13 @@ impl Walk {
             self.stack.clear();
             self.len = 0;
         }
-        let parts = target.split(|&b| b == b'/');
+        // Those that lead nowhere cost time too.
+        self.steps += target.iter().filter(|&&b| b == b'/').count();
+        let parts = target.split(|&b| b == b'/').rev();
         self.todo.extend(
             parts
-                .rev()
                 .filter(|part| !matches!(*part, b"" | b"."))
-                .map(Box::from),
+                .map(|part| Cow::Owned(part.to_vec())),
         );
         self.hops <= MAX_HOPS && self.todo.len() <= MAX_STEPS
     }

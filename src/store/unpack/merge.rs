@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::erofs::{Inode, InodeId, Kind, Tree};
-use crate::store::ingest::OPAQUE;
+use crate::store::ingest::{IMPLIED, OPAQUE};
 
 /// A tree whose files are those of several layers.
 #[derive(Debug)]
@@ -54,8 +54,8 @@ impl Node {
 impl Merged {
     fn apply(&mut self, layer: usize, tree: &Tree) {
         // Directories to merge: the node below, the inode above.
-        let mut todo = vec![(0, 0)];
-        while let Some((node, inode)) = todo.pop() {
+        let mut todo = vec![(0, 0, layer > 0)];
+        while let Some((node, inode, has_below)) = todo.pop() {
             let Some(above) = tree.inodes.get(inode as usize) else {
                 continue;
             };
@@ -63,7 +63,10 @@ impl Merged {
                 continue;
             };
             if let Some(node) = self.nodes.get_mut(node) {
-                node.file = FileId { layer, inode };
+                // What no entry names keeps the metadata it has below.
+                if !has_below || !above.xattrs.contains_key(IMPLIED) {
+                    node.file = FileId { layer, inode };
+                }
                 if is_opaque(above) {
                     node.children = Some(BTreeMap::new());
                 }
@@ -77,17 +80,13 @@ impl Merged {
                         let below = self
                             .child(node, name)
                             .filter(|&below| self.is_directory(below));
-                        let below = below.unwrap_or_else(|| {
-                            self.set(
-                                node,
-                                name,
-                                Node::directory(FileId {
-                                    layer,
-                                    inode: child,
-                                }),
-                            )
-                        });
-                        todo.push((below, child));
+                        let file = FileId {
+                            layer,
+                            inode: child,
+                        };
+                        let to =
+                            below.unwrap_or_else(|| self.set(node, name, Node::directory(file)));
+                        todo.push((to, child, below.is_some()));
                     }
                     Some(_) => {
                         let file = FileId {
@@ -153,7 +152,8 @@ fn is_opaque(inode: &Inode) -> bool {
 mod tests {
     use super::*;
 
-    /// `path/` directory, `path!` opaque directory, `-path` whiteout, else a file. Parents come first.
+    /// `path/` directory, `path!` opaque directory, `path?/` implied directory, `-path` whiteout, else a file.
+    /// Parents come first.
     fn tree(paths: &[&str]) -> Tree {
         let inode = |kind, opaque| Inode {
             mode: 0,
@@ -174,12 +174,14 @@ mod tests {
         };
         for path in paths.iter().filter(|&&path| path != "!") {
             let opaque = path.ends_with('!');
+            let implied = path.ends_with("?/");
+            let path = &path.replace('?', "");
             let (path, kind) = if let Some(path) = path.strip_prefix('-') {
                 (path, Kind::CharDevice { major: 0, minor: 0 })
             } else if let Some(path) = path.strip_suffix(['/', '!']) {
                 (path, directory())
             } else {
-                (*path, Kind::Inline(Box::default()))
+                (path.as_str(), Kind::Inline(Box::default()))
             };
             let mut parent = 0;
             let mut parts: Vec<&str> = path.split('/').collect();
@@ -191,7 +193,11 @@ mod tests {
                 parent = children[part.as_bytes()] as usize;
             }
             let id = InodeId::try_from(tree.inodes.len()).unwrap();
-            tree.inodes.push(inode(kind, opaque));
+            let mut inode = inode(kind, opaque);
+            if implied {
+                inode.xattrs.insert(IMPLIED.into(), (*b"y").into());
+            }
+            tree.inodes.push(inode);
             let Kind::Directory(children) = &mut tree.inodes[parent].kind else {
                 panic!("{path}")
             };
@@ -227,6 +233,13 @@ mod tests {
             (
                 &["d/", "d/x", "-a"],
                 &["/d/ 1", "/d/s/ 0", "/d/s/z 0", "/d/x 1", "/d/y 0"],
+            ),
+            (
+                &["d?/", "d/n", "new?/", "new/x"],
+                &[
+                    "/a 0", "/d/ 0", "/d/n 1", "/d/s/ 0", "/d/s/z 0", "/d/x 0", "/d/y 0",
+                    "/new/ 1", "/new/x 1",
+                ],
             ),
             (&["-d"], &["/a 0"]),
             (

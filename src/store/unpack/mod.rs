@@ -56,6 +56,9 @@ fn read_tree(diff_id: &DiffId, layer: &OpenLayer) -> Result<Tree, Error> {
         })
 }
 
+/// Takes a piece of a file at an offset.
+type Emit<'a> = dyn FnMut(u64, &[u8]) -> Result<(), Error> + 'a;
+
 /// Kept contents of several layers.
 struct Contents<'a> {
     layers: Vec<LayerContents<'a>>,
@@ -94,7 +97,7 @@ impl<'a> Contents<'a> {
         size: u64,
         chunk_bits: u8,
         chunks: &[Option<Chunk>],
-        emit: &mut dyn FnMut(u64, &[u8]) -> Result<(), Error>,
+        emit: &mut Emit<'_>,
     ) -> Result<(), Error> {
         let Some(LayerContents { segments, hashes }) = self.layers.get_mut(layer) else {
             return Ok(());
@@ -124,13 +127,13 @@ impl<'a> Contents<'a> {
         let segment = segments.id(u32::from(first.device)).unwrap_or_default();
         match hashes.get(&(segment, first.block)) {
             Some(hash) if hash.0 == *hasher.finalize().as_bytes() => Ok(()),
-            _ => Err(Error::Damaged {
-                subject: format!("segment {segment}"),
-                cause: format!(
+            _ => Err(segments.damaged(
+                segment,
+                format!(
                     "the content at block {} is not what was written",
                     first.block
                 ),
-            }),
+            )),
         }
     }
 }

@@ -49,13 +49,7 @@ impl<'a, 'c> Writer<'a, 'c> {
         trees: &'a [Tree],
         contents: &'a mut Contents<'c>,
     ) -> Result<Self, Error> {
-        let fail = |action| {
-            move |source| Error::Io {
-                action,
-                path: dir.to_path_buf(),
-                source,
-            }
-        };
+        let fail = |action| move |source| Error::io(action, dir, source);
         std::fs::create_dir_all(dir).map_err(fail("make directory"))?;
         if std::fs::read_dir(dir)
             .map_err(fail("read directory"))?
@@ -152,13 +146,12 @@ impl<'a, 'c> Writer<'a, 'c> {
     /// A directory that was just made.
     fn open(&self, path: &[u8]) -> Result<OwnedFd, Error> {
         let name = if path.is_empty() { b"." } else { path };
-        rustix::fs::openat2(
-            &self.root,
-            name,
-            DIRECTORY,
-            Mode::empty(),
-            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS,
-        )
+        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+        match rustix::fs::openat2(&self.root, name, DIRECTORY, Mode::empty(), resolve) {
+            // Some sandboxes do not have the call.
+            Err(Errno::NOSYS | Errno::PERM) => open_stepwise(self.root.as_fd(), path),
+            opened => opened,
+        }
         .map_err(|errno| self.fail("open directory", path, b"", errno))
     }
 
@@ -225,11 +218,7 @@ impl<'a, 'c> Writer<'a, 'c> {
         layer: usize,
     ) -> Result<(), Error> {
         let target = self.dir.join(OsStr::from_bytes(&join(path, name)));
-        let fail = |source| Error::Io {
-            action: "write",
-            path: target.clone(),
-            source,
-        };
+        let fail = |source| Error::io("write", &target, source);
         match &inode.kind {
             Kind::Inline(content) => {
                 let mut out = out;
@@ -255,11 +244,8 @@ impl<'a, 'c> Writer<'a, 'c> {
     /// Owner, mode, extended attributes, times, in the order in which the kernel keeps them.
     fn metadata(&mut self, file: BorrowedFd<'_>, inode: &Inode) -> Result<(), Errno> {
         if self.privileged {
-            rustix::fs::fchown(
-                file,
-                Some(Uid::from_raw(inode.uid)),
-                Some(Gid::from_raw(inode.gid)),
-            )?;
+            let (uid, gid) = owner(inode);
+            rustix::fs::fchown(file, uid, gid)?;
         }
         for (name, value) in kept_xattrs(inode) {
             let set = rustix::fs::fsetxattr(file, name, value, XattrFlags::empty());
@@ -278,14 +264,8 @@ impl<'a, 'c> Writer<'a, 'c> {
         has_mode: bool,
     ) -> Result<(), Errno> {
         if self.privileged {
-            let (uid, gid) = (Uid::from_raw(inode.uid), Gid::from_raw(inode.gid));
-            rustix::fs::chownat(
-                directory,
-                name,
-                Some(uid),
-                Some(gid),
-                AtFlags::SYMLINK_NOFOLLOW,
-            )?;
+            let (uid, gid) = owner(inode);
+            rustix::fs::chownat(directory, name, uid, gid, AtFlags::SYMLINK_NOFOLLOW)?;
         }
         let mut xattrs = kept_xattrs(inode).peekable();
         if xattrs.peek().is_some() {
@@ -311,7 +291,7 @@ impl<'a, 'c> Writer<'a, 'c> {
 
     fn xattr_set(&mut self, set: Result<(), Errno>) -> Result<(), Errno> {
         match set {
-            Err(Errno::PERM | Errno::NOTSUP | Errno::ACCESS) => {
+            Err(Errno::PERM | Errno::NOTSUP | Errno::ACCESS | Errno::NOENT) => {
                 self.skipped.xattrs += 1;
                 Ok(())
             }
@@ -328,11 +308,7 @@ impl<'a, 'c> Writer<'a, 'c> {
         if !name.is_empty() {
             target.push(OsStr::from_bytes(name));
         }
-        Error::Io {
-            action,
-            path: target,
-            source: errno.into(),
-        }
+        Error::io(action, &target, errno.into())
     }
 }
 
@@ -340,6 +316,15 @@ const DIRECTORY: OFlags = OFlags::RDONLY
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
+
+/// Opens a directory component by component; none may be a symlink.
+fn open_stepwise(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd, Errno> {
+    let mut at = rustix::fs::openat(root, c".", DIRECTORY, Mode::empty())?;
+    for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
+        at = rustix::fs::openat(&at, part, DIRECTORY, Mode::empty())?;
+    }
+    Ok(at)
+}
 
 fn join(path: &[u8], name: &[u8]) -> Vec<u8> {
     if path.is_empty() {
@@ -357,6 +342,13 @@ fn kept_xattrs(inode: &Inode) -> impl Iterator<Item = (&[u8], &[u8])> {
         .filter(|(name, _)| !name.starts_with(b"trusted.overlay."))
 }
 
+/// The largest number is no id but says that nothing changes.
+fn owner(inode: &Inode) -> (Option<Uid>, Option<Gid>) {
+    let uid = (inode.uid != u32::MAX).then(|| Uid::from_raw(inode.uid));
+    let gid = (inode.gid != u32::MAX).then(|| Gid::from_raw(inode.gid));
+    (uid, gid)
+}
+
 fn times(inode: &Inode) -> Timestamps {
     let time = Timespec {
         tv_sec: inode.mtime,
@@ -365,5 +357,28 @@ fn times(inode: &Inode) -> Timestamps {
     Timestamps {
         last_access: time,
         last_modification: time,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_to_open_a_directory_refuse_symlinks() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(dir.path().join("a/b")).unwrap();
+        std::os::unix::fs::symlink("a", dir.path().join("s")).unwrap();
+        let root = rustix::fs::open(dir.path(), DIRECTORY, Mode::empty()).unwrap();
+        for (path, opens) in [
+            ("", true),
+            ("a/b", true),
+            ("s", false),
+            ("s/b", false),
+            ("a/c", false),
+        ] {
+            let opened = open_stepwise(root.as_fd(), path.as_bytes());
+            assert_eq!(opened.is_ok(), opens, "{path}");
+        }
     }
 }

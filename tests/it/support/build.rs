@@ -1,4 +1,5 @@
 //! Builds small images as bytes: layers, configs, manifests and indexes.
+#![allow(clippy::unwrap_used)]
 
 use std::io::Write;
 
@@ -6,23 +7,23 @@ use larder::image::Digest;
 use serde_json::{Value, json};
 
 /// OCI media types the builder writes.
-pub const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
-pub const INDEX: &str = "application/vnd.oci.image.index.v1+json";
-pub const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
-pub const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
-pub const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
+pub(crate) const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
+pub(crate) const INDEX: &str = "application/vnd.oci.image.index.v1+json";
+pub(crate) const CONFIG: &str = "application/vnd.oci.image.config.v1+json";
+pub(crate) const GZIP: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+pub(crate) const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 /// A layer: its tar and the blob that carries it.
 #[derive(Clone)]
-pub struct BuiltLayer {
-    pub diff_id: String,
-    pub blob: Vec<u8>,
-    pub digest: String,
-    pub media_type: &'static str,
+pub(crate) struct BuiltLayer {
+    pub(crate) diff_id: String,
+    pub(crate) blob: Vec<u8>,
+    pub(crate) digest: String,
+    pub(crate) media_type: &'static str,
 }
 
 /// A tar of regular files.
-pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
+pub(crate) fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, content) in files {
         let mut header = tar::Header::new_ustar();
@@ -34,26 +35,31 @@ pub fn tar(files: &[(&str, &[u8])]) -> Vec<u8> {
     tar.into_inner().unwrap()
 }
 
-pub fn digest(bytes: &[u8]) -> String {
+pub(crate) fn digest(bytes: &[u8]) -> String {
     Digest::sha256(bytes).to_string()
 }
 
-pub fn gzip(tar: &[u8]) -> BuiltLayer {
+pub(crate) fn gzip(tar: &[u8]) -> BuiltLayer {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(tar).unwrap();
     layer(tar, encoder.finish().unwrap(), GZIP)
 }
 
-pub fn zstd(tar: &[u8]) -> BuiltLayer {
+pub(crate) fn zstd(tar: &[u8]) -> BuiltLayer {
     layer(tar, zstd::encode_all(tar, 3).unwrap(), ZSTD)
 }
 
-pub fn layer(tar: &[u8], blob: Vec<u8>, media_type: &'static str) -> BuiltLayer {
-    BuiltLayer { diff_id: digest(tar), digest: digest(&blob), blob, media_type }
+pub(crate) fn layer(tar: &[u8], blob: Vec<u8>, media_type: &'static str) -> BuiltLayer {
+    BuiltLayer {
+        diff_id: digest(tar),
+        digest: digest(&blob),
+        blob,
+        media_type,
+    }
 }
 
 /// Bytes that do not compress, the same for the same seed.
-pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut out = Vec::with_capacity(len + 8);
     while out.len() < len {
@@ -68,19 +74,19 @@ pub fn noise(seed: u64, len: usize) -> Vec<u8> {
 
 /// One platform's image.
 #[derive(Clone)]
-pub struct BuiltImage {
-    pub layers: Vec<BuiltLayer>,
-    pub config: Vec<u8>,
-    pub manifest: Vec<u8>,
+pub(crate) struct BuiltImage {
+    pub(crate) layers: Vec<BuiltLayer>,
+    pub(crate) config: Vec<u8>,
+    pub(crate) manifest: Vec<u8>,
 }
 
 impl BuiltImage {
-    pub fn new(layers: &[BuiltLayer]) -> Self {
+    pub(crate) fn new(layers: &[BuiltLayer]) -> Self {
         let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
         Self::with_config(layers, &config("amd64", &diff_ids))
     }
 
-    pub fn with_config(layers: &[BuiltLayer], config: &Value) -> Self {
+    pub(crate) fn with_config(layers: &[BuiltLayer], config: &Value) -> Self {
         let config = serde_json::to_vec(config).unwrap();
         let manifest = json!({
             "schemaVersion": 2,
@@ -90,20 +96,24 @@ impl BuiltImage {
                 "mediaType": layer.media_type, "digest": layer.digest, "size": layer.blob.len()
             })).collect::<Vec<_>>(),
         });
-        BuiltImage { layers: layers.to_vec(), config, manifest: serde_json::to_vec(&manifest).unwrap() }
+        BuiltImage {
+            layers: layers.to_vec(),
+            config,
+            manifest: serde_json::to_vec(&manifest).unwrap(),
+        }
     }
 
-    pub fn id(&self) -> String {
+    pub(crate) fn id(&self) -> String {
         digest(&self.config)
     }
 
-    pub fn digest(&self) -> String {
+    pub(crate) fn digest(&self) -> String {
         digest(&self.manifest)
     }
 }
 
 /// A config for linux and an architecture.
-pub fn config(architecture: &str, diff_ids: &[&str]) -> Value {
+pub(crate) fn config(architecture: &str, diff_ids: &[&str]) -> Value {
     json!({
         "os": "linux",
         "architecture": architecture,
@@ -115,16 +125,18 @@ pub fn config(architecture: &str, diff_ids: &[&str]) -> Value {
 }
 
 /// An index over manifests with their platforms (`os/architecture`, or empty for none).
-pub fn index(entries: &[(&str, &[u8], &str)]) -> Vec<u8> {
+pub(crate) fn index(entries: &[(&str, &[u8], &str)]) -> Vec<u8> {
     let manifests: Vec<Value> = entries
         .iter()
         .map(|(platform, bytes, media_type)| {
-            let mut entry = json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() });
+            let mut entry =
+                json!({ "mediaType": media_type, "digest": digest(bytes), "size": bytes.len() });
             if let Some((os, architecture)) = platform.split_once('/') {
                 entry["platform"] = json!({ "os": os, "architecture": architecture });
             }
             entry
         })
         .collect();
-    serde_json::to_vec(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests })).unwrap()
+    serde_json::to_vec(&json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": manifests }))
+        .unwrap()
 }

@@ -64,10 +64,10 @@ impl Pax {
             b"gid" => self.gid = given.then(|| id(value)).transpose()?,
             b"mtime" => self.mtime = given.then(|| time(value)).transpose()?,
             b"GNU.sparse.major" => {
-                self.sparse.version.0 = given.then(|| decimal(value)).transpose()?
+                self.sparse.version.0 = given.then(|| decimal(value)).transpose()?;
             }
             b"GNU.sparse.minor" => {
-                self.sparse.version.1 = given.then(|| decimal(value)).transpose()?
+                self.sparse.version.1 = given.then(|| decimal(value)).transpose()?;
             }
             b"GNU.sparse.name" => self.sparse.name = given.then(|| no_nul(value)).transpose()?,
             b"GNU.sparse.size" | b"GNU.sparse.realsize" => {

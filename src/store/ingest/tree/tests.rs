@@ -24,7 +24,7 @@ fn entry(path: &str) -> Entry {
 fn add(tree: &mut TreeBuilder, what: &str) -> Result<(), Fault> {
     if let Some((path, target)) = what.split_once(" -> ") {
         let kind = Kind::Symlink(target.as_bytes().into());
-        return tree.insert(entry(path), kind).map(drop);
+        return tree.insert(&entry(path), kind).map(drop);
     }
     if let Some((path, target)) = what.split_once(" = ") {
         return tree.link(path.as_bytes(), target.as_bytes());
@@ -34,7 +34,7 @@ fn add(tree: &mut TreeBuilder, what: &str) -> Result<(), Fault> {
     } else {
         Kind::Inline(what.as_bytes().into())
     };
-    tree.insert(entry(what), kind).map(drop)
+    tree.insert(&entry(what), kind).map(drop)
 }
 
 /// One line per name, sorted.
@@ -219,20 +219,23 @@ fn directories_take_the_metadata_of_their_last_entry() {
         (0o755, 0, 0, 0, 0)
     );
     let mut given = entry("d");
+    assert!(implied.xattrs.contains_key(IMPLIED));
     given.mode = 0o1777;
     given.xattrs.insert((*b"user.a").into(), (*b"1").into());
-    tree.insert(given, Kind::Directory(BTreeMap::new()))
+    tree.insert(&given, Kind::Directory(BTreeMap::new()))
         .unwrap();
     let mut root = entry("./");
     root.mode = 0o700;
-    tree.insert(root, Kind::Directory(BTreeMap::new())).unwrap();
+    tree.insert(&root, Kind::Directory(BTreeMap::new()))
+        .unwrap();
     let tree = tree.finish();
     let d = &tree.inodes[1];
     assert_eq!(
         (d.mode, d.uid, d.gid, d.mtime, d.mtime_nsec),
         (0o1777, 1, 2, 3, 4)
     );
-    assert!(d.xattrs.contains_key(&b"user.a"[..]));
+    assert!(d.xattrs.contains_key(&b"user.a"[..]) && !d.xattrs.contains_key(IMPLIED));
+    assert!(!tree.inodes[0].xattrs.contains_key(IMPLIED));
     assert_eq!(tree.inodes[0].mode, 0o700);
     assert_eq!(list(&tree), ["/", "/d/", "/d/x d/x"]);
 }
@@ -255,7 +258,7 @@ fn attributes_that_are_orders_or_impossible_are_dropped() {
         file.xattrs.insert(name.as_bytes().into(), (*b"v").into());
     }
     let id = tree
-        .insert(file, Kind::Inline(Box::default()))
+        .insert(&file, Kind::Inline(Box::default()))
         .unwrap()
         .unwrap();
     let names: Vec<_> = tree.inode(id).unwrap().xattrs.keys().cloned().collect();
@@ -269,7 +272,7 @@ fn attributes_that_are_orders_or_impossible_are_dropped() {
     let mut file = entry("g");
     file.xattrs
         .insert((*b"user.big").into(), vec![0; 70_000].into());
-    assert!(matches!(tree.insert(file, Kind::Fifo), Err(Fault::Bad(_))));
+    assert!(matches!(tree.insert(&file, Kind::Fifo), Err(Fault::Bad(_))));
 }
 
 #[test]

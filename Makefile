@@ -1,0 +1,39 @@
+# Everything a contributor runs. `make` alone lists the targets.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+IMAGE ?= larder:dev
+TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
+
+.DEFAULT_GOAL := help
+.PHONY: help build test lint fmt bench install image clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+build: ## build the release binary
+	$(CARGO) build --release --locked
+
+test: ## set up, check format and lints, run all tests; what cannot run here is listed as skipped
+	@tests/run.sh
+
+lint: ## clippy, warnings are errors
+	$(CARGO) clippy --all-targets --locked -- -D warnings
+
+fmt: ## format the sources
+	$(CARGO) fmt
+
+bench: ## measure pulls side by side with containerd (root)
+	@tests/bench/run.sh
+
+install: build ## install the binary and the systemd unit below PREFIX (and DESTDIR)
+	install -D -m 0755 $(TARGET_DIR)/release/larder $(DESTDIR)$(PREFIX)/bin/larder
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
+	sed 's|/usr/local/bin/larder|$(PREFIX)/bin/larder|' manifests/systemd/larder.service \
+		>$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
+
+image: ## build the container image as IMAGE
+	docker build --tag $(IMAGE) .
+
+clean: ## remove what was built
+	$(CARGO) clean

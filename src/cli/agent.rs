@@ -1,0 +1,36 @@
+//! `larder agent`
+
+use clap::Args;
+
+use super::Global;
+use super::failure::Failure;
+use crate::app;
+use crate::app::config::{AgentArgs, ConfigError};
+
+/// Serves the CRI ImageService and larder.v1 on a unix socket until it is told to stop.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  larder agent --root /var/lib/larder --socket /run/larder/larder.sock\n\n\
+    A flag wins over its environment variable, which wins over the file given with --config."
+)]
+pub(super) struct Agent {
+    #[command(flatten)]
+    args: AgentArgs,
+}
+
+impl Agent {
+    pub(super) fn run(self, global: Global) -> Result<(), Failure> {
+        let mut args = self.args;
+        // `larder --root DIR agent` means the same as `larder agent --root DIR`.
+        args.root = args.root.or(global.root);
+        args.socket = args.socket.or(global.socket);
+        if args.hosts_dir.is_empty() {
+            args.hosts_dir = global.hosts_dir;
+        }
+        match app::agent::main(&args) {
+            Ok(()) => Ok(()),
+            Err(error) if error.is::<ConfigError>() => Err(Failure::usage(format!("{error:#}"))),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

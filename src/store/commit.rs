@@ -1,0 +1,222 @@
+//! Makes layers and images visible: the only writers of the database besides removal.
+
+use std::fs;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::image::Digest;
+
+use super::idx::LayerParts;
+use super::records::{Change, ImageRow, LayerRow, NameRow};
+use super::types::{Image, ImageCommit, Layer};
+use super::{Error, Lease, Store, files, idx};
+
+impl Store {
+    /// Makes a layer durable under its diffID and protects it by the lease.
+    ///
+    /// Order: the extents are on disk already ([`super::pack::PackWriter::finish`]); `.erofs` and `.idx` are written
+    /// and fsynced under temporary names, renamed, the folder is fsynced; one durable transaction names them. A crash
+    /// before it leaves files that no row names.
+    pub(crate) fn commit_layer(&self, parts: LayerParts, lease: &Lease) -> Result<Layer, Error> {
+        let began = Instant::now();
+        let inner = &self.inner;
+        let id = parts.diff_id.clone();
+        let extents = parts.pack.used();
+        let bytes = idx::encode(&extents, &parts.idx);
+        let (staged_erofs, staged_idx) = (parts.staging.erofs(), parts.staging.idx());
+        let (erofs_bytes, erofs_hash) = files::hash(&staged_erofs)?;
+        // Guards the tree: without it a power cut could leave a row that names an empty file.
+        fs::File::open(&staged_erofs)
+            .and_then(|file| file.sync_all())
+            .map_err(|error| Error::io("fsync", &staged_erofs, error))?;
+        files::write_durable(
+            &parts.staging.idx().with_extension("part"),
+            &staged_idx,
+            &bytes,
+        )?;
+
+        let _commits = inner.commits();
+        let before = {
+            let mut state = inner.state();
+            let row = state.records.layers.get(&id).cloned();
+            match row {
+                Some(row) if row.damaged.is_none() => {
+                    // Somebody else was quicker: theirs stays, dropping `parts` takes ours back.
+                    lease.hold(&mut state, &id);
+                    let known = state.records.blobs.get(&parts.source.blob) == Some(&id);
+                    drop(state);
+                    if !known {
+                        let blob = Change::PutBlob(parts.source.blob.clone(), id.clone());
+                        inner.apply(vec![blob])?;
+                    }
+                    return Ok(row.layer());
+                }
+                other => other,
+            }
+        };
+        if let Some(extent) = parts.pack.damaged() {
+            return Err(Error::Damaged {
+                subject: inner.layout.relative(&inner.layout.pack(extent.segment)),
+                cause: "a content found in it turned out to be damaged meanwhile".to_owned(),
+            });
+        }
+        // A damaged layer gives its extents back once the new one is in place.
+        let replaced = before
+            .and_then(|_| idx::read_head(&inner.layout.idx(&id)).ok())
+            .map(|head| head.extents);
+        // No row names them yet: on an error they go now rather than at the next start.
+        let give_up = |error| {
+            let _ = files::remove(&inner.layout.erofs(&id));
+            let _ = files::remove(&inner.layout.idx(&id));
+            error
+        };
+        let rename = |from: &std::path::Path, to: &std::path::Path| {
+            fs::rename(from, to).map_err(|error| Error::io("rename to", to, error))
+        };
+        rename(&staged_erofs, &inner.layout.erofs(&id))
+            .and_then(|()| rename(&staged_idx, &inner.layout.idx(&id)))
+            .and_then(|()| files::sync_folder(&inner.layout.layers()))
+            .map_err(give_up)?;
+        let row = LayerRow {
+            diff_id: id.clone(),
+            tar_bytes: parts.tar_bytes,
+            content_bytes: parts.content_bytes,
+            added_bytes: parts.pack.added() + erofs_bytes + bytes.len() as u64,
+            entries: parts.entries,
+            erofs_bytes,
+            erofs_hash,
+            idx_bytes: bytes.len() as u64,
+            idx_hash: blake3::hash(&bytes).to_hex().to_string(),
+            damaged: None,
+        };
+        let layer = row.layer();
+        let mut changes = vec![
+            Change::PutLayer(row),
+            Change::PutBlob(parts.source.blob.clone(), id.clone()),
+            Change::NextSegment(inner.state().records.next_segment),
+        ];
+        changes.extend(
+            parts
+                .pack
+                .segments()
+                .into_iter()
+                .filter(|(_, len)| *len > 0)
+                .map(|(segment, len)| Change::PutSegment(segment, len)),
+        );
+        lease.hold(&mut inner.state(), &id);
+        inner.apply(changes).map_err(give_up)?;
+        let added = parts.pack.added();
+        inner
+            .metrics
+            .saved(layer.content_bytes.saturating_sub(added));
+        parts.pack.keep();
+        if let Some(extents) = replaced {
+            inner.release(&extents);
+        }
+        inner.measure();
+        inner.metrics.took("commit_layer", began.elapsed());
+        Ok(layer)
+    }
+
+    /// Makes an image visible. Blocking: its blobs are fsynced, then one durable transaction names it.
+    ///
+    /// # Errors
+    /// [`Error::LayerMissing`] when the store lacks one of its layers.
+    pub fn commit_image(&self, commit: &ImageCommit, lease: &Lease) -> Result<Arc<Image>, Error> {
+        let began = Instant::now();
+        let inner = &self.inner;
+        let id = commit.record.id.clone();
+        let _commits = inner.commits();
+        {
+            let mut state = inner.state();
+            for layer in &commit.record.layers {
+                if !state.records.is_sound(&layer.diff_id) {
+                    return Err(Error::LayerMissing {
+                        image: id,
+                        diff_id: layer.diff_id.clone(),
+                    });
+                }
+                // Held while the transaction runs; the image itself holds them afterwards.
+                lease.hold(&mut state, &layer.diff_id);
+            }
+        }
+        // What no image names after a failure goes now rather than at the next start.
+        let give_up = |error| {
+            let state = inner.state();
+            for (digest, _) in &commit.blobs {
+                let mut images = state.records.images.values();
+                if !images.any(|row| row.blobs.contains(digest)) {
+                    let _ = files::remove(&inner.layout.blob(digest));
+                }
+            }
+            error
+        };
+        for (digest, bytes) in &commit.blobs {
+            inner.put_blob(digest, bytes).map_err(give_up)?;
+        }
+        let mut dropped = Vec::new();
+        let changes = {
+            let state = inner.state();
+            let mut row = ImageRow {
+                record: commit.record.clone(),
+                blobs: commit
+                    .blobs
+                    .iter()
+                    .map(|(digest, _)| digest.clone())
+                    .collect(),
+                damaged: false,
+            };
+            if let Some(known) = state.records.images.get(&id) {
+                row.record.pinned |= known.record.pinned;
+                // Of what it had, the documents that its names still point at.
+                let names = state.records.names.iter();
+                let is_target = |blob: &Digest| {
+                    names.clone().any(|(name, row)| {
+                        let moved = commit.names.iter().any(|moved| moved.name == *name);
+                        row.image == id && row.target == *blob && !moved
+                    })
+                };
+                for blob in &known.blobs {
+                    if row.blobs.contains(blob) {
+                        continue;
+                    }
+                    if is_target(blob) {
+                        row.blobs.push(blob.clone());
+                    } else {
+                        dropped.push(blob.clone());
+                    }
+                }
+            }
+            let mut changes = vec![Change::PutImage(row)];
+            for name in &commit.names {
+                let row = NameRow {
+                    image: id.clone(),
+                    target: name.target.clone(),
+                };
+                if state.records.names.get(&name.name) != Some(&row) {
+                    changes.push(Change::PutName(name.name.clone(), row));
+                }
+            }
+            changes
+        };
+        inner.apply(changes).map_err(give_up)?;
+        for blob in dropped {
+            let named = {
+                let state = inner.state();
+                let mut images = state.records.images.values();
+                images.any(|row| row.blobs.contains(&blob))
+            };
+            if !named {
+                // Otherwise an orphan for start-up.
+                let _ = files::remove(&inner.layout.blob(&blob));
+            }
+        }
+        inner.measure();
+        inner.metrics.took("commit_image", began.elapsed());
+        let image = inner.state().records.visible().get(&id).cloned();
+        image.ok_or_else(|| Error::Damaged {
+            subject: id.to_string(),
+            cause: "it is not visible after its commit".to_owned(),
+        })
+    }
+}

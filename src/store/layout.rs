@@ -1,0 +1,89 @@
+//! Every path of the data directory; nowhere else are they joined.
+
+use std::path::{Path, PathBuf};
+
+use crate::image::{DiffId, Digest};
+
+/// Paths below one root.
+#[derive(Clone, Debug)]
+pub(super) struct Layout {
+    root: PathBuf,
+}
+
+impl Layout {
+    pub(super) fn new(root: PathBuf) -> Self {
+        Layout { root }
+    }
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+    pub(super) fn meta(&self) -> PathBuf {
+        self.root.join("meta.json")
+    }
+    pub(super) fn lock(&self) -> PathBuf {
+        self.root.join("lock")
+    }
+    pub(super) fn database(&self) -> PathBuf {
+        self.root.join("larder.redb")
+    }
+    /// Where a database that cannot be read is kept for whoever wants to look; the last one only.
+    pub(super) fn damaged_database(&self) -> PathBuf {
+        self.root.join("larder.redb.damaged")
+    }
+    pub(super) fn packs(&self) -> PathBuf {
+        self.root.join("packs")
+    }
+    pub(super) fn pack(&self, segment: u32) -> PathBuf {
+        self.packs().join(format!("{segment}.pack"))
+    }
+    pub(super) fn layers(&self) -> PathBuf {
+        self.root.join("layers")
+    }
+    pub(super) fn erofs(&self, layer: &DiffId) -> PathBuf {
+        self.layers().join(format!("{}.erofs", layer.0.hex()))
+    }
+    pub(super) fn idx(&self, layer: &DiffId) -> PathBuf {
+        self.layers().join(format!("{}.idx", layer.0.hex()))
+    }
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+    pub(super) fn blob_folder(&self, digest: &Digest) -> PathBuf {
+        self.blobs().join(digest.algorithm().to_string())
+    }
+    pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
+        self.blob_folder(digest).join(digest.hex())
+    }
+    pub(super) fn mounts(&self) -> PathBuf {
+        self.root.join("mounts")
+    }
+    pub(super) fn mount(&self, layer: &DiffId) -> PathBuf {
+        self.mounts().join(layer.0.hex())
+    }
+    pub(super) fn staging(&self) -> PathBuf {
+        self.root.join("staging")
+    }
+    /// The folders a root has.
+    pub(super) fn folders(&self) -> [PathBuf; 7] {
+        [
+            self.packs(),
+            self.layers(),
+            self.blobs(),
+            self.blobs().join("sha256"),
+            self.blobs().join("sha512"),
+            self.mounts(),
+            self.staging(),
+        ]
+    }
+    /// `path` as people know it: relative to the root.
+    pub(super) fn relative(&self, path: &Path) -> String {
+        path.strip_prefix(&self.root)
+            .unwrap_or(path)
+            .display()
+            .to_string()
+    }
+    /// The segment a file of `packs/` holds.
+    pub(super) fn segment_of(name: &str) -> Option<u32> {
+        name.strip_suffix(".pack")?.parse().ok()
+    }
+}

@@ -1,0 +1,282 @@
+//! The rows of the database, and the state of the store in memory: one set of changes is applied to both.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::image::{DiffId, Digest, ImageId};
+
+use super::types::{Image, ImageRecord, Layer, Name};
+
+/// An image with the blobs it needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ImageRow {
+    pub(super) record: ImageRecord,
+    /// Manifest, index and config.
+    pub(super) blobs: Vec<Digest>,
+    /// Set when one of its blobs was found damaged.
+    #[serde(default)]
+    pub(super) damaged: bool,
+}
+
+/// Where a name points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct NameRow {
+    pub(super) image: ImageId,
+    pub(super) target: Digest,
+}
+
+/// A layer, with the checksums of its two files.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct LayerRow {
+    pub(super) diff_id: DiffId,
+    pub(super) tar_bytes: u64,
+    pub(super) content_bytes: u64,
+    pub(super) added_bytes: u64,
+    pub(super) entries: u64,
+    pub(super) erofs_bytes: u64,
+    /// blake3, hex.
+    pub(super) erofs_hash: String,
+    pub(super) idx_bytes: u64,
+    /// blake3, hex.
+    pub(super) idx_hash: String,
+    /// Why it must not be used; a re-pull replaces it.
+    #[serde(default)]
+    pub(super) damaged: Option<String>,
+}
+
+/// A mounted image.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct MountRow {
+    pub(super) image: ImageId,
+    pub(super) layers: Vec<DiffId>,
+}
+
+/// One change of the records; several make a transaction.
+#[derive(Clone, Debug)]
+pub(super) enum Change {
+    PutImage(ImageRow),
+    DeleteImage(ImageId),
+    PutName(String, NameRow),
+    DeleteName(String),
+    PutLayer(LayerRow),
+    DeleteLayer(DiffId),
+    /// A compressed blob and the layer it inflates to.
+    PutBlob(Digest, DiffId),
+    DeleteBlob(Digest),
+    /// A segment and its committed length in bytes.
+    PutSegment(u32, u64),
+    DeleteSegment(u32),
+    /// The first segment id never used.
+    NextSegment(u32),
+    PutMount(PathBuf, MountRow),
+    DeleteMount(PathBuf),
+}
+
+/// All rows, in memory. Reads never touch the disk.
+#[derive(Debug, Default)]
+pub(super) struct Records {
+    pub(super) images: BTreeMap<ImageId, ImageRow>,
+    pub(super) names: BTreeMap<String, NameRow>,
+    pub(super) layers: HashMap<DiffId, LayerRow>,
+    pub(super) blobs: HashMap<Digest, DiffId>,
+    pub(super) segments: BTreeMap<u32, u64>,
+    pub(super) mounts: BTreeMap<PathBuf, MountRow>,
+    pub(super) next_segment: u32,
+    visible: BTreeMap<ImageId, Arc<Image>>,
+}
+
+impl Records {
+    /// Applies changes that are durable already.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) {
+        let mut shown = false;
+        for change in changes {
+            shown |= match &change {
+                Change::PutImage(_)
+                | Change::DeleteImage(_)
+                | Change::PutName(..)
+                | Change::DeleteName(_) => true,
+                // A new layer changes nothing that is seen, unless it brings back an image that lacked it.
+                Change::PutLayer(row) => {
+                    self.layers.contains_key(&row.diff_id)
+                        || self.images.len() != self.visible.len()
+                }
+                // No image needs it.
+                Change::DeleteLayer(_) => false,
+                _ => false,
+            };
+            self.apply_one(change);
+        }
+        if shown {
+            self.show();
+        }
+    }
+
+    fn apply_one(&mut self, change: Change) {
+        match change {
+            Change::PutImage(mut row) => {
+                // It may have been used since the change was made up.
+                if let Some(known) = self.images.get(&row.record.id) {
+                    let last = known.record.last_used_at;
+                    row.record.last_used_at = row.record.last_used_at.max(last);
+                }
+                self.images.insert(row.record.id.clone(), row);
+            }
+            Change::DeleteImage(id) => {
+                self.images.remove(&id);
+            }
+            Change::PutName(name, row) => {
+                self.names.insert(name, row);
+            }
+            Change::DeleteName(name) => {
+                self.names.remove(&name);
+            }
+            Change::PutLayer(row) => {
+                self.layers.insert(row.diff_id.clone(), row);
+            }
+            Change::DeleteLayer(id) => {
+                self.layers.remove(&id);
+            }
+            Change::PutBlob(blob, id) => {
+                self.blobs.insert(blob, id);
+            }
+            Change::DeleteBlob(blob) => {
+                self.blobs.remove(&blob);
+            }
+            Change::PutSegment(segment, len) => {
+                self.segments.insert(segment, len);
+            }
+            Change::DeleteSegment(segment) => {
+                self.segments.remove(&segment);
+            }
+            Change::NextSegment(next) => self.next_segment = next,
+            Change::PutMount(target, row) => {
+                self.mounts.insert(target, row);
+            }
+            Change::DeleteMount(target) => {
+                self.mounts.remove(&target);
+            }
+        }
+    }
+
+    /// Rebuilds what is visible: sound images with their names, tags first, each group sorted.
+    pub(super) fn show(&mut self) {
+        let mut names: BTreeMap<&ImageId, Vec<Name>> = BTreeMap::new();
+        for (name, row) in &self.names {
+            names.entry(&row.image).or_default().push(Name {
+                name: name.clone(),
+                target: row.target.clone(),
+            });
+        }
+        let mut visible = BTreeMap::new();
+        for (id, row) in &self.images {
+            if row.damaged || !row.record.layers.iter().all(|l| self.is_sound(&l.diff_id)) {
+                continue;
+            }
+            let mut names = names.remove(id).unwrap_or_default();
+            names.sort_by(|a, b| {
+                (a.name.contains('@'), &a.name).cmp(&(b.name.contains('@'), &b.name))
+            });
+            let image = Image {
+                record: row.record.clone(),
+                names,
+            };
+            let image = match self.visible.get(id) {
+                Some(same) if **same == image => same.clone(),
+                _ => Arc::new(image),
+            };
+            visible.insert(id.clone(), image);
+        }
+        self.visible = visible;
+    }
+
+    /// Records a use. True where it is news.
+    pub(super) fn touch(&mut self, id: &ImageId, at_ms: i64) -> bool {
+        let Some(row) = self.images.get_mut(id) else {
+            return false;
+        };
+        if row.record.last_used_at >= at_ms {
+            return false;
+        }
+        row.record.last_used_at = at_ms;
+        if let Some(image) = self.visible.get_mut(id) {
+            Arc::make_mut(image).record.last_used_at = at_ms;
+        }
+        true
+    }
+
+    /// Present and not damaged.
+    pub(super) fn is_sound(&self, layer: &DiffId) -> bool {
+        self.layers
+            .get(layer)
+            .is_some_and(|row| row.damaged.is_none())
+    }
+
+    pub(super) fn visible(&self) -> &BTreeMap<ImageId, Arc<Image>> {
+        &self.visible
+    }
+
+    pub(super) fn named(&self, name: &str) -> Option<Arc<Image>> {
+        self.visible.get(&self.names.get(name)?.image).cloned()
+    }
+
+    /// Layers that an image or a mount needs, `without` one image.
+    pub(super) fn needed(&self, without: Option<&ImageId>) -> BTreeSet<DiffId> {
+        self.images
+            .iter()
+            .filter(|(id, _)| Some(*id) != without)
+            .flat_map(|(_, row)| row.record.layers.iter().map(|layer| layer.diff_id.clone()))
+            .chain(self.mounts.values().flat_map(|row| row.layers.clone()))
+            .collect()
+    }
+
+    /// The changes that forget a layer and the blobs known to inflate to it.
+    pub(super) fn forget_layer(&self, layer: &DiffId) -> Vec<Change> {
+        let mut changes = vec![Change::DeleteLayer(layer.clone())];
+        changes.extend(
+            self.blobs
+                .iter()
+                .filter(|(_, id)| *id == layer)
+                .map(|(blob, _)| Change::DeleteBlob(blob.clone())),
+        );
+        changes
+    }
+
+    /// What people call an image: its names, else its id.
+    pub(super) fn names_of(&self, id: &ImageId) -> Vec<String> {
+        let names: Vec<String> = self
+            .names
+            .iter()
+            .filter(|(_, row)| row.image == *id)
+            .map(|(name, _)| name.clone())
+            .collect();
+        if names.is_empty() {
+            vec![id.to_string()]
+        } else {
+            names
+        }
+    }
+
+    /// Names of all images with this layer.
+    pub(super) fn users_of(&self, layer: &DiffId) -> Vec<String> {
+        self.images
+            .iter()
+            .filter(|(_, row)| row.record.layers.iter().any(|l| l.diff_id == *layer))
+            .flat_map(|(id, _)| self.names_of(id))
+            .collect()
+    }
+}
+
+impl LayerRow {
+    pub(super) fn layer(&self) -> Layer {
+        Layer {
+            diff_id: self.diff_id.clone(),
+            tar_bytes: self.tar_bytes,
+            content_bytes: self.content_bytes,
+            added_bytes: self.added_bytes,
+            entries: self.entries,
+        }
+    }
+}

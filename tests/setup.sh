@@ -1,0 +1,39 @@
+#!/usr/bin/env bash
+# Installs the programs that tests use, as far as this machine allows. Never fails: a test that misses its program
+# reports itself as skipped.
+#
+# LARDER_SETUP=no turns it off.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+[ "${LARDER_SETUP:-yes}" != no ] || exit 0
+say() { echo "setup: $*" >&2; }
+
+# program:package
+wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd"
+packages=()
+for pair in $wanted; do
+    command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
+done
+if [ ${#packages[@]} -gt 0 ]; then
+    if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
+        say "installing ${packages[*]}"
+        # RUNLEVEL=1: a package must not start its service on a contributor's machine.
+        export DEBIAN_FRONTEND=noninteractive RUNLEVEL=1
+        apt-get update -qq >/dev/null </dev/null || say "apt-get update did not succeed"
+        for package in "${packages[@]}"; do
+            apt-get install -y -qq --no-install-recommends "$package" >/dev/null </dev/null ||
+                say "$package could not be installed"
+        done
+    else
+        say "not installed, and only root with apt-get could: ${packages[*]}"
+    fi
+fi
+
+# The clients that the agent is tested with. Built once into a cache folder; a minute or two the first time.
+if command -v go >/dev/null; then
+    timeout 900 tests/bed/tools.sh crictl critest grpcurl >/dev/null </dev/null ||
+        say "crictl, critest and grpcurl could not be built"
+else
+    say "Go is not installed: no crictl, critest and grpcurl"
+fi
+exit 0
