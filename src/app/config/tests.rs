@@ -133,12 +133,16 @@ fn errors_of_flags_name_the_flag() {
         ..AgentArgs::default()
     };
     let error = load(&args, "http = \"127.0.0.1:1\"\n").unwrap_err();
-    assert!(error.starts_with("--http: "), "{error}");
+    assert!(error.starts_with("--http or LARDER_HTTP: "), "{error}");
     let args = AgentArgs {
         log_level: Some("=".to_owned()),
         ..AgentArgs::default()
     };
-    assert!(load(&args, "").unwrap_err().starts_with("--log-level: "));
+    assert!(
+        load(&args, "")
+            .unwrap_err()
+            .starts_with("--log-level or LARDER_LOG_LEVEL: ")
+    );
     let args = AgentArgs {
         config: Some("/nonexistent/larder.toml".into()),
         ..AgentArgs::default()
