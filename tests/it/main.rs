@@ -6,6 +6,7 @@ mod erofs;
 mod ingest;
 mod licences;
 mod pull;
+mod real;
 mod support;
 mod tidy;
 mod wire;
