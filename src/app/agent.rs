@@ -1,5 +1,6 @@
 //! The node agent: one store, one cache, one socket for all gRPC services, one address for metrics and probes.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use super::config::{AgentArgs, Config};
+use super::config::{AgentArgs, Config, ConfigError};
 use super::open::{Opened, Parts};
 use crate::admin::Admin;
 use crate::cache::Cache;
@@ -39,14 +40,18 @@ const SCRUB_BYTES: u64 = 64 << 20;
 /// What stopping may take after its limit, for threads in the middle of a write.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
-/// Runs an agent until a signal: `larder agent`. Owns runtime, logs and signals; an error of the configuration is a
-/// [`super::config::ConfigError`], any other is in the log too.
-pub fn main(args: &AgentArgs) -> anyhow::Result<()> {
+/// Runs an agent until a signal: `larder agent`. Owns runtime, logs and signals. The error is the configuration's, for
+/// the terminal; what goes wrong later is in the log, and the exit code says so.
+pub fn main(args: &AgentArgs) -> Result<ExitCode, ConfigError> {
     let config = Config::load(args)?;
-    telemetry::init(&config.log)?;
-    run(config).inspect_err(|error| {
-        tracing::error!(err = format!("{error:#}"), "Agent ended with an error");
-    })
+    telemetry::init(&config.log).map_err(|error| ConfigError::new("logs", error))?;
+    match run(config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!(err = format!("{error:#}"), "Agent ended with an error");
+            Ok(ExitCode::FAILURE)
+        }
+    }
 }
 
 fn run(config: Config) -> anyhow::Result<()> {

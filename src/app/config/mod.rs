@@ -52,7 +52,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn new(place: impl Into<String>, cause: impl std::fmt::Display) -> Self {
+    pub(super) fn new(place: impl Into<String>, cause: impl std::fmt::Display) -> Self {
         ConfigError {
             place: place.into(),
             cause: cause.to_string(),
