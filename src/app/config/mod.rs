@@ -35,6 +35,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// How long stopping may take.
     pub drain_timeout: Duration,
+    /// Between two steps of re-hashing the store in the background; `None` for never.
+    pub scrub_interval: Option<Duration>,
     /// Logs.
     pub log: LogConfig,
     /// Of the cache and the rooms below it.
@@ -215,6 +217,15 @@ impl Config {
             )?,
             http: address(http)?,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
+            scrub_interval: Some(
+                duration(
+                    of_file(&file.scrub_interval, "scrub_interval"),
+                    Duration::ZERO,
+                    24 * HOUR,
+                )?
+                .unwrap_or(60 * SECOND),
+            )
+            .filter(|pause| !pause.is_zero()),
             log,
             cache,
         })

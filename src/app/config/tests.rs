@@ -1,4 +1,4 @@
-//! Tests of the configuration.
+//! What a configuration becomes, and what its errors say.
 
 use super::*;
 
@@ -18,6 +18,9 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.http, Some("127.0.0.1:9640".parse().unwrap()));
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
     assert_eq!(config.log.level, "info");
+    assert_eq!(config.scrub_interval, Some(Duration::from_secs(60)));
+    let never = load(&AgentArgs::default(), "scrub_interval = \"0s\"\n").unwrap();
+    assert_eq!(never.scrub_interval, None);
 }
 
 #[test]
@@ -172,6 +175,7 @@ fn the_example_names_every_key_with_its_default() {
     assert_eq!(config.socket, defaults.socket);
     assert_eq!(config.http, defaults.http);
     assert_eq!(config.drain_timeout, defaults.drain_timeout);
+    assert_eq!(config.scrub_interval, defaults.scrub_interval);
     assert_eq!(config.log.level, defaults.log.level);
     assert_eq!(config.cache.max_layers, defaults.cache.max_layers);
     assert_eq!(config.cache.orphan_grace, defaults.cache.orphan_grace);
@@ -189,6 +193,7 @@ fn the_example_names_every_key_with_its_default() {
         "platform",
         "pinned",
         "drain_timeout",
+        "scrub_interval",
         "format",
         "level",
         "max_layers",
