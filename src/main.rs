@@ -1,5 +1,7 @@
-//! The `larder` binary: agent and terminal in one.
+//! The larder binary: one program, several roles.
 
-fn main() -> std::process::ExitCode {
-    larder::cli::main(std::env::args_os())
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    larder::cli::main()
 }

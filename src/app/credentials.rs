@@ -15,26 +15,34 @@ struct AuthFile {
     named_by: Option<&'static str>,
 }
 
+/// What was found for a registry.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Found {
+    /// As `larder.v1` carries them; `None` where there are none.
+    pub credentials: Option<proto::Credentials>,
+    /// The default file could not be used, and why. Most images are public, so this is no error.
+    pub warning: Option<String>,
+}
+
 /// Credentials for a registry domain, as `larder.v1` carries them: from `authfile`, else `$REGISTRY_AUTH_FILE`, else
-/// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`. `None` where there are none.
+/// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
 ///
 /// # Errors
-/// A file that somebody named is absent, unreadable or malformed, or its credential helper fails. Faults of the
-/// default file are logged only: most images are public.
-pub async fn credentials_for(
-    authfile: Option<&Path>,
-    domain: &str,
-) -> anyhow::Result<Option<proto::Credentials>> {
+/// A file that somebody named is absent, unreadable or malformed, or its credential helper fails.
+pub async fn credentials_for(authfile: Option<&Path>, domain: &str) -> anyhow::Result<Found> {
     let Some(file) = pick(authfile, |name| env::var_os(name), env::home_dir()) else {
-        return Ok(None);
+        return Ok(Found::default());
     };
     match read(&file, domain).await {
-        Ok(found) => Ok(found.as_ref().and_then(wire)),
+        Ok(found) => Ok(Found {
+            credentials: found.as_ref().and_then(wire),
+            warning: None,
+        }),
         Err(error) if file.named_by.is_some() => Err(error),
-        Err(error) => {
-            tracing::warn!(err = format!("{error:#}"), "Pulling without credentials");
-            Ok(None)
-        }
+        Err(error) => Ok(Found {
+            credentials: None,
+            warning: Some(format!("{error:#}")),
+        }),
     }
 }
 
@@ -140,7 +148,8 @@ mod tests {
         assert!(format!("{error:#}").contains("auth.json"), "{error:#}");
         // "ann:secret"
         std::fs::write(&file, r#"{"auths":{"r.io":{"auth":"YW5uOnNlY3JldA=="}}}"#).unwrap();
-        let found = credentials_for(Some(&file), "r.io").await.unwrap().unwrap();
+        let found = credentials_for(Some(&file), "r.io").await.unwrap();
+        let found = found.credentials.unwrap();
         assert_eq!(
             (found.username.as_str(), found.password.as_str()),
             ("ann", "secret")
@@ -149,6 +158,7 @@ mod tests {
             credentials_for(Some(&file), "other.io")
                 .await
                 .unwrap()
+                .credentials
                 .is_none()
         );
     }

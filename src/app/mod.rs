@@ -8,5 +8,5 @@ pub mod config;
 mod credentials;
 mod open;
 
-pub use credentials::credentials_for;
+pub use credentials::{Found, credentials_for};
 pub use open::{CacheOptions, Opened, open_cache};

@@ -1,10 +1,10 @@
 //! `larder agent`.
 
-use super::Done;
+use std::process::ExitCode;
+
 use super::failure::Failure;
 use crate::app;
-use crate::app::config::{AgentArgs, ConfigError};
-use crate::telemetry::LogError;
+use crate::app::config::AgentArgs;
 
 pub(super) const AFTER: &str = "\
 Examples:
@@ -14,16 +14,11 @@ Examples:
 
 A flag wins over its environment variable, which wins over the file.";
 
-pub(super) fn run(mut args: AgentArgs, verbose: u8) -> Done {
+/// The error is the configuration's; what goes wrong later is in the log.
+pub(super) fn run(mut args: AgentArgs, verbose: u8) -> Result<ExitCode, Failure> {
     if args.log_level.is_none() && verbose > 0 {
         let level = if verbose == 1 { "debug" } else { "trace" };
         args.log_level = Some(level.to_owned());
     }
-    app::agent::main(&args).map_err(|error| {
-        if error.is::<ConfigError>() || error.is::<LogError>() {
-            Failure::usage(format!("{error:#}"))
-        } else {
-            Failure::from(error)
-        }
-    })
+    app::agent::main(&args).map_err(Failure::usage)
 }

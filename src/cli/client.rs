@@ -66,7 +66,11 @@ impl Client {
                 "--root is empty: give the store's directory",
             ));
         }
-        let mut options = CacheOptions::default();
+        let mut options = CacheOptions {
+            // After a verb nobody comes back for the rest.
+            orphan_grace: Duration::ZERO,
+            ..CacheOptions::default()
+        };
         if !hosts_dirs.is_empty() {
             options.hosts_dirs = hosts_dirs.to_vec();
         }

@@ -29,7 +29,7 @@ struct View {
     inodes: u64,
     logical_bytes: u64,
     stored_bytes: u64,
-    dedup_saved_bytes: u64,
+    saved_bytes: u64,
 }
 
 pub(super) async fn run(_: &Args, client: &mut Client, terminal: &Terminal) -> Done {
@@ -48,7 +48,7 @@ pub(super) async fn run(_: &Args, client: &mut Client, terminal: &Terminal) -> D
         inodes: usage.inodes,
         logical_bytes: usage.logical_bytes,
         stored_bytes: usage.stored_bytes,
-        dedup_saved_bytes: saved,
+        saved_bytes: saved,
     };
     if !terminal.format().print(&view)? {
         say(text(&usage))?;

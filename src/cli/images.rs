@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Done;
 use super::client::Client;
-use super::output::{self, ago, familiar, say, short, size, split_tag};
+use super::output::{self, ago, familiar, say, short_id, size, split_tag};
 use super::run::Terminal;
 use crate::control::proto::{Image, ListRequest};
 
@@ -42,7 +42,7 @@ pub(super) struct View {
     repo_tags: Vec<String>,
     repo_digests: Vec<String>,
     size: u64,
-    created: Option<String>,
+    created: String,
     pinned: bool,
     platform: String,
     manifest: String,
@@ -56,7 +56,7 @@ impl From<Image> for View {
             repo_tags: image.repo_tags,
             repo_digests: image.repo_digests,
             size: image.size,
-            created: Some(image.created).filter(|created| !created.is_empty()),
+            created: image.created,
             pinned: image.pinned,
             platform: image.platform,
             manifest: image.manifest,
@@ -95,13 +95,14 @@ fn text(images: &[Image], digests: bool, no_trunc: bool, now: Timestamp) -> Stri
             let id = if no_trunc {
                 image.id.clone()
             } else {
-                short(&image.id).to_owned()
+                short_id(&image.id).to_owned()
             };
             let created = ago(&image.created, now);
             rows.push([repository, tag, digest, id, created, size(image.size)]);
         }
     }
-    rows.sort();
+    // What has no name comes last.
+    rows.sort_by(|a, b| (a[0] == NONE, a).cmp(&(b[0] == NONE, b)));
     if digests {
         let header = ["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE"];
         return output::table(header, rows, &[]);
@@ -182,11 +183,11 @@ mod tests {
         assert_eq!(
             table,
             "\
-REPOSITORY              TAG      IMAGE ID       CREATED      SIZE
-<none>                  <none>   cccccccccccc   5 days ago   4.26MB
-busybox                 1.36     aaaaaaaaaaaa   5 days ago   4.26MB
-busybox                 latest   aaaaaaaaaaaa   5 days ago   4.26MB
-registry.k8s.io/pause   <none>   bbbbbbbbbbbb   5 days ago   4.26MB"
+REPOSITORY              TAG      IMAGE ID        CREATED      SIZE
+busybox                 1.36     aaaaaaaaaaaaa   5 days ago   4.26MB
+busybox                 latest   aaaaaaaaaaaaa   5 days ago   4.26MB
+registry.k8s.io/pause   <none>   bbbbbbbbbbbbb   5 days ago   4.26MB
+<none>                  <none>   ccccccccccccc   5 days ago   4.26MB"
         );
         assert!(table.lines().all(|line| line.len() < 80));
         let table = text(&images, true, true, now);
@@ -194,11 +195,9 @@ registry.k8s.io/pause   <none>   bbbbbbbbbbbb   5 days ago   4.26MB"
     }
 
     #[test]
-    fn programs_get_null_for_no_date() {
-        let view = View::from(Image::default());
-        let json = serde_json::to_value(&view).unwrap();
-        assert!(json["created"].is_null());
-        for key in ["id", "repoTags", "repoDigests", "size", "pinned"] {
+    fn programs_get_every_key() {
+        let json = serde_json::to_value(View::from(Image::default())).unwrap();
+        for key in ["id", "repoTags", "repoDigests", "size", "created", "pinned"] {
             assert!(!json[key].is_null(), "{key}");
         }
     }

@@ -33,15 +33,16 @@ struct View {
     repo_tags: Vec<String>,
     repo_digests: Vec<String>,
     size: u64,
-    created: Option<String>,
+    created: String,
     pinned: bool,
     platform: String,
     pulled_at: String,
     chain_id: String,
     layers: Vec<LayerView>,
     config: Value,
-    manifest_digest: String,
-    manifest: Value,
+    /// Its digest.
+    manifest: String,
+    manifest_document: Value,
 }
 
 #[derive(Debug, Serialize)]
@@ -62,7 +63,7 @@ impl From<InspectResponse> for View {
             repo_tags: image.repo_tags,
             repo_digests: image.repo_digests,
             size: image.size,
-            created: Some(image.created).filter(|created| !created.is_empty()),
+            created: image.created,
             pinned: image.pinned,
             platform: image.platform,
             pulled_at: image.pulled_at,
@@ -79,8 +80,8 @@ impl From<InspectResponse> for View {
                 })
                 .collect(),
             config: json(&details.config),
-            manifest_digest: image.manifest,
-            manifest: json(&details.manifest),
+            manifest: image.manifest,
+            manifest_document: json(&details.manifest),
         }
     }
 }
@@ -122,8 +123,9 @@ fn text(view: &View, now: Timestamp) -> String {
         lines.push((if at == 0 { "NAMES" } else { "" }, familiar(name)));
     }
     lines.push(("PLATFORM", view.platform.clone()));
-    if let Some(created) = &view.created {
-        lines.push(("CREATED", format!("{created} ({})", ago(created, now))));
+    if !view.created.is_empty() {
+        let ago = ago(&view.created, now);
+        lines.push(("CREATED", format!("{} ({ago})", view.created)));
     }
     lines.push(("PULLED", view.pulled_at.clone()));
     lines.push(("SIZE", size(view.size)));
@@ -192,10 +194,10 @@ mod tests {
     fn for_programs() {
         let json = serde_json::to_value(View::from(details())).unwrap();
         assert_eq!(json["config"]["config"]["Cmd"][0], "sh");
-        assert_eq!(json["manifest"], "no json");
+        assert_eq!(json["manifestDocument"], "no json");
         assert_eq!(json["layers"][0]["diffId"], "sha256:0123456789abcdef");
         assert_eq!(json["layers"][0]["tarBytes"], 4_500_000);
-        assert_eq!(json["manifestDigest"], "sha256:cc");
+        assert_eq!(json["manifest"], "sha256:cc");
         assert_eq!(json["chainId"], "sha256:dd");
     }
 

@@ -20,7 +20,6 @@ mod run;
 mod unpack;
 mod version;
 
-use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -117,10 +116,10 @@ enum Verb {
     #[command(visible_alias = "rm", after_help = rmi::AFTER)]
     Rmi(rmi::Args),
     /// Show what the store holds and what it occupies
-    #[command(visible_alias = "imagefsinfo", after_help = df::AFTER)]
+    #[command(alias = "usage", alias = "imagefsinfo", after_help = df::AFTER)]
     Df(df::Args),
     /// Read everything in the store and compare checksums
-    #[command(after_help = fsck::AFTER)]
+    #[command(alias = "verify", after_help = fsck::AFTER)]
     Fsck(fsck::Args),
     /// Write an image's files into a directory
     #[command(after_help = unpack::AFTER)]
@@ -129,7 +128,7 @@ enum Verb {
     #[command(after_help = mount::AFTER)]
     Mount(mount::Args),
     /// Unmount what mount mounted
-    #[command(visible_alias = "unmount", after_help = mount::AFTER_UMOUNT)]
+    #[command(alias = "unmount", after_help = mount::AFTER_UMOUNT)]
     Umount(mount::UmountArgs),
     /// Show the versions of this program and of the agent
     #[command(after_help = version::AFTER)]
@@ -144,9 +143,9 @@ pub fn command() -> clap::Command {
     Cli::command()
 }
 
-/// Runs a command line, the program's name first. Errors go to standard error.
-pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments) {
+/// Runs the program's command line. Errors go to standard error.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are no errors; a reader that hung up has seen enough.
@@ -159,7 +158,7 @@ pub fn main(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     match run::verb(cli) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(failure) => {
             failure.print(&mut io::stderr().lock());
             ExitCode::from(failure.code())

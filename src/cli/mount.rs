@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::Done;
 use super::client::Client;
 use super::failure::Failure;
-use super::output::{familiar, say, short};
+use super::output::{familiar, say, short_id};
 use super::run::Terminal;
 use crate::control::proto::{Image, MountRequest, UmountRequest};
 
@@ -79,7 +79,7 @@ pub(super) fn done(verb: &str, image: Image, directory: &str, terminal: &Termina
         return Ok(());
     }
     let name = image.repo_tags.first().or(image.repo_digests.first());
-    let name = name.map_or_else(|| short(&image.id).to_owned(), |name| familiar(name));
+    let name = name.map_or_else(|| short_id(&image.id).to_owned(), |name| familiar(name));
     let view = View {
         id: image.id,
         directory,

@@ -131,10 +131,19 @@ pub(super) fn ago(created: &str, now: Timestamp) -> String {
     }
 }
 
-/// The first digits of a digest, without its algorithm.
+/// The first digits of a layer's digest, as docker shows them.
 pub(super) fn short(digest: &str) -> &str {
+    digits(digest, 12)
+}
+
+/// The first digits of an image's id, as crictl shows them.
+pub(super) fn short_id(id: &str) -> &str {
+    digits(id, 13)
+}
+
+fn digits(digest: &str, most: usize) -> &str {
     let digits = digest.split_once(':').map_or(digest, |(_, digits)| digits);
-    digits.get(..12).unwrap_or(digits)
+    digits.get(..most).unwrap_or(digits)
 }
 
 /// A name as people type it: without `docker.io/library/`.

@@ -14,7 +14,7 @@ use super::output::{familiar, say};
 use super::progress::Progress;
 use super::run::Terminal;
 use crate::app;
-use crate::control::proto::{Credentials, PullRequest};
+use crate::control::proto::{Credentials, LayerProgress, LayerSource, PullRequest};
 use crate::image::{Platform, Reference};
 
 pub(super) const AFTER: &str = "\
@@ -48,8 +48,14 @@ pub(super) struct Args {
     /// A docker config.json with credentials
     #[arg(long, value_name = "FILE")]
     authfile: Option<PathBuf>,
-    /// Account at the registry. Other users of this machine can see a password given here: better --password-stdin
-    #[arg(long, value_name = "USER[:PASS]")]
+    /// Account at the registry. Others on this machine can see a password given here: better --password-stdin, or
+    /// LARDER_PASSWORD in the environment
+    #[arg(
+        short = 'u',
+        long,
+        visible_alias = "username",
+        value_name = "USER[:PASS]"
+    )]
     creds: Option<Account>,
     /// Read the password from standard input
     #[arg(long, requires = "creds")]
@@ -86,31 +92,64 @@ impl std::str::FromStr for Account {
     }
 }
 
-/// The outcome for programs.
+/// The outcome for programs: the image as in a list, and what the pull did.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct View {
     #[serde(flatten)]
     image: ImageView,
+    reference: String,
     digest: String,
     fetched_bytes: u64,
     up_to_date: bool,
+    layers: Vec<LayerView>,
+}
+
+#[derive(Debug, Serialize)]
+struct LayerView {
+    digest: String,
+    size: u64,
+    fetched: u64,
+    inflated: u64,
+    deduplicated: u64,
+    written: u64,
+    source: &'static str,
+}
+
+impl From<LayerProgress> for LayerView {
+    fn from(layer: LayerProgress) -> Self {
+        LayerView {
+            source: match layer.source() {
+                LayerSource::Unspecified => "unknown",
+                LayerSource::Present => "present",
+                LayerSource::Registry => "registry",
+                LayerSource::Shared => "shared",
+            },
+            digest: layer.digest,
+            size: layer.size,
+            fetched: layer.fetched,
+            inflated: layer.inflated,
+            deduplicated: layer.deduplicated,
+            written: layer.written,
+        }
+    }
 }
 
 impl Args {
     /// What is wrong with the command line, before anybody is asked.
     pub(super) fn check(&self) -> Done {
         self.parsed()?;
-        if let Some(account) = &self.creds
-            && account.password.is_some() == self.password_stdin
-        {
-            return Err(Failure::usage(if self.password_stdin {
-                "--creds has a password already: leave it out, or leave out --password-stdin"
-            } else {
-                "--creds has no password: add --password-stdin and give it on standard input"
-            }));
+        match &self.creds {
+            Some(account) if account.password.is_some() && self.password_stdin => {
+                Err(Failure::usage(
+                    "--creds has a password already: leave it out, or leave out --password-stdin",
+                ))
+            }
+            Some(account) if account.password.is_none() && !self.password_stdin => {
+                password_of_environment().map(drop)
+            }
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     fn parsed(&self) -> Result<Reference, Failure> {
@@ -122,11 +161,15 @@ impl Args {
 
     async fn credentials(&self, domain: &str) -> Result<Option<Credentials>, Failure> {
         let Some(Account { username, password }) = self.creds.clone() else {
-            let file = self.authfile.as_deref();
-            return Ok(app::credentials_for(file, domain).await?);
+            let found = app::credentials_for(self.authfile.as_deref(), domain).await?;
+            if let Some(warning) = found.warning {
+                eprintln!("larder: {warning}; pulling without credentials");
+            }
+            return Ok(found.credentials);
         };
         let password = match password {
             Some(password) => password,
+            None if !self.password_stdin => password_of_environment()?,
             None => tokio::task::spawn_blocking(|| password_from(std::io::stdin().lock()))
                 .await
                 .map_err(Failure::new)??,
@@ -137,6 +180,14 @@ impl Args {
             ..Credentials::default()
         }))
     }
+}
+
+fn password_of_environment() -> Result<String, Failure> {
+    std::env::var("LARDER_PASSWORD").map_err(|_| {
+        Failure::usage(
+            "--creds has no password: add --password-stdin and give it on standard input, or set LARDER_PASSWORD",
+        )
+    })
 }
 
 /// One line, without its end.
@@ -166,10 +217,14 @@ pub(super) async fn run(args: &Args, client: &mut Client, terminal: &Terminal) -
     let answer = client.images.pull(request).await;
     let mut events = client.answer(answer)?;
     let mut result = None;
+    let mut layers = Vec::new();
     loop {
         match events.message().await {
             Ok(Some(event)) => {
                 progress.update(&event, started.elapsed());
+                if !event.layers.is_empty() {
+                    layers = event.layers;
+                }
                 result = event.result.or(result);
             }
             Ok(None) => break,
@@ -183,9 +238,11 @@ pub(super) async fn run(args: &Args, client: &mut Client, terminal: &Terminal) -
     progress.finish(&result, started.elapsed());
     let view = View {
         image: ImageView::from(result.image.unwrap_or_default()),
+        reference: reference.to_string(),
         digest: result.digest,
         fetched_bytes: result.fetched_bytes,
         up_to_date: result.up_to_date,
+        layers: layers.into_iter().map(LayerView::from).collect(),
     };
     if terminal.quiet || !terminal.format().print(&view)? {
         say(&view.image.id)?;

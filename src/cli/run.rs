@@ -1,6 +1,7 @@
 //! From a parsed command line to the verb that does it.
 
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
 
 use super::client::Client;
 use super::failure::Failure;
@@ -40,11 +41,14 @@ impl Terminal {
     }
 }
 
-pub(super) fn verb(cli: Cli) -> Done {
+pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { globals, verb } = cli;
     match verb {
         Verb::Agent(args) => return agent::run(args, globals.verbose),
-        Verb::Completions(args) => return completions::run(&args),
+        Verb::Completions(args) => {
+            completions::run(&args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
         _ => {}
     }
     log(globals.verbose)?;
@@ -60,7 +64,7 @@ pub(super) fn verb(cli: Cli) -> Done {
     runtime.shutdown_background();
     result?;
     io::stdout().flush()?;
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn ask(globals: &Globals, verb: Verb) -> Done {
@@ -113,15 +117,19 @@ async fn interrupt() {
     }
 }
 
+/// What matters is printed; logs are for whoever asks for them.
 fn log(verbose: u8) -> Done {
     let level = match verbose {
-        0 => return Ok(()),
-        1 => "info",
-        _ => "debug",
+        0 => match std::env::var("LARDER_LOG_LEVEL") {
+            Ok(level) if !level.is_empty() => level,
+            _ => return Ok(()),
+        },
+        1 => "info".to_owned(),
+        _ => "debug".to_owned(),
     };
     telemetry::init(&LogConfig {
         format: LogFormat::Human,
-        level: level.to_owned(),
+        level,
     })
-    .map_err(Failure::new)
+    .map_err(Failure::usage)
 }

@@ -122,7 +122,7 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::LayerMissing`] when the store lacks one of its layers.
-    pub fn commit_image(&self, commit: ImageCommit, lease: &Lease) -> Result<Arc<Image>, Error> {
+    pub fn commit_image(&self, commit: &ImageCommit, lease: &Lease) -> Result<Arc<Image>, Error> {
         let began = Instant::now();
         let inner = &self.inner;
         let id = commit.record.id.clone();

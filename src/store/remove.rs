@@ -95,7 +95,7 @@ impl Inner {
                 Ok(head) => freed += self.release(&head.extents),
                 // Its extents are found dead at the next start, when they are counted anew.
                 Err(error) => {
-                    tracing::warn!(%layer, %error, "Kept the contents of a damaged layer")
+                    tracing::warn!(%layer, %error, "Kept the contents of a damaged layer");
                 }
             }
             freed += removed_or_kept(files::remove(&self.layout.erofs(layer)));

@@ -320,7 +320,7 @@ proptest! {
                         }
                     }
                     let name = format!("example.org/i:{image}");
-                    store.commit_image(image_commit(image, &layers, &[&name]), &lease).unwrap();
+                    store.commit_image(&image_commit(image, &layers, &[&name]), &lease).unwrap();
                     model.insert(image, layers);
                 }
                 Op::FailedPull(seed) => {
@@ -370,7 +370,7 @@ fn ingests_at_once_share_and_keep_their_contents() {
                     }
                     let image = 10 * worker + round % 2;
                     store
-                        .commit_image(image_commit(image, &seeds, &[]), &lease)
+                        .commit_image(&image_commit(image, &seeds, &[]), &lease)
                         .unwrap();
                     for seed in seeds {
                         assert_whole(store, seed, &contents_of(seed));
@@ -408,7 +408,7 @@ fn a_crash_anywhere_in_a_pull_leaves_what_was_visible() {
     let lease = store.lease();
     layer(store, 1, &contents_of(1), &lease).unwrap();
     store
-        .commit_image(image_commit(1, &[1], &["r/a:1"]), &lease)
+        .commit_image(&image_commit(1, &[1], &["r/a:1"]), &lease)
         .unwrap();
     let (files, bytes) = (files_below(&bench.root()), pack_bytes(&bench.root()));
 
@@ -457,10 +457,10 @@ fn a_crash_between_the_removal_and_its_freeing_is_made_good() {
     layer(store, 1, &contents_of(1), &lease).unwrap();
     layer(store, 4, &contents_of(4), &lease).unwrap();
     store
-        .commit_image(image_commit(1, &[1], &["r/a:1"]), &lease)
+        .commit_image(&image_commit(1, &[1], &["r/a:1"]), &lease)
         .unwrap();
     store
-        .commit_image(image_commit(2, &[4], &["r/b:1"]), &lease)
+        .commit_image(&image_commit(2, &[4], &["r/b:1"]), &lease)
         .unwrap();
     // While the lease lives the removal is a transaction and no more: what a crash right after it leaves.
     let removed = store
@@ -489,7 +489,7 @@ fn damaged_contents_are_quarantined_and_healed_by_a_pull() {
         layer(store, seed, &contents_of(seed), &lease).unwrap();
         let name = format!("r/i:{image}");
         store
-            .commit_image(image_commit(image, &[seed], &[&name]), &lease)
+            .commit_image(&image_commit(image, &[seed], &[&name]), &lease)
             .unwrap();
     }
     drop(lease);
@@ -557,7 +557,7 @@ fn a_quarantined_layer_that_shares_contents_takes_none_with_it() {
         for seed in [2, 3] {
             layer(store, seed, &contents_of(seed), &lease).unwrap();
             store
-                .commit_image(image_commit(seed, &[seed], &[]), &lease)
+                .commit_image(&image_commit(seed, &[seed], &[]), &lease)
                 .unwrap();
         }
         drop(lease);
@@ -585,7 +585,7 @@ fn layers_whose_files_are_damaged_or_gone_are_found_and_healed() {
         let lease = store.lease();
         layer(store, 2, &contents_of(2), &lease).unwrap();
         store
-            .commit_image(image_commit(1, &[2], &["r/a:1"]), &lease)
+            .commit_image(&image_commit(1, &[2], &["r/a:1"]), &lease)
             .unwrap();
         drop(lease);
         let path = bench
@@ -626,7 +626,7 @@ fn a_missing_or_short_pack_is_found_at_start() {
         layer(bench.store(), 2, &contents_of(2), &lease).unwrap();
         bench
             .store()
-            .commit_image(image_commit(1, &[2], &[]), &lease)
+            .commit_image(&image_commit(1, &[2], &[]), &lease)
             .unwrap();
         drop(lease);
         let path = bench.root().join("packs/0.pack");
@@ -660,7 +660,7 @@ fn a_damaged_database_is_moved_aside_and_a_pull_heals() {
         layer(bench.store(), 2, &contents_of(2), &lease).unwrap();
         bench
             .store()
-            .commit_image(image_commit(1, &[2], &["r/a:1"]), &lease)
+            .commit_image(&image_commit(1, &[2], &["r/a:1"]), &lease)
             .unwrap();
         drop(lease);
         bench.store = None;
@@ -686,7 +686,7 @@ fn a_damaged_database_is_moved_aside_and_a_pull_heals() {
         let lease = store.lease();
         layer(store, 2, &contents_of(2), &lease).unwrap();
         store
-            .commit_image(image_commit(1, &[2], &["r/a:1"]), &lease)
+            .commit_image(&image_commit(1, &[2], &["r/a:1"]), &lease)
             .unwrap();
         drop(lease);
         assert_whole(store, 2, &contents_of(2));
@@ -726,10 +726,10 @@ fn names_move_and_uses_are_kept() {
     layer(store, 1, &contents_of(1), &lease).unwrap();
     let digest = "r/a@sha256:1";
     store
-        .commit_image(image_commit(1, &[1], &["r/a:z", "r/a:b", digest]), &lease)
+        .commit_image(&image_commit(1, &[1], &["r/a:z", "r/a:b", digest]), &lease)
         .unwrap();
     store
-        .commit_image(image_commit(2, &[1], &["r/a:z", "r/a:b"]), &lease)
+        .commit_image(&image_commit(2, &[1], &["r/a:z", "r/a:b"]), &lease)
         .unwrap();
     let (first, second) = (
         image_commit(1, &[], &[]).record.id,
@@ -793,7 +793,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     let lease = store.lease();
     layer(&store, 1, &contents_of(1), &lease).unwrap();
     store
-        .commit_image(image_commit(1, &[1], &["r/a:1"]), &lease)
+        .commit_image(&image_commit(1, &[1], &["r/a:1"]), &lease)
         .unwrap();
     let (files, bytes) = (files_below(&root), du(&root));
     let error = layer(&store, 50, &[noise(50, 20 << 20)], &lease).unwrap_err();
@@ -817,7 +817,7 @@ fn a_full_disk_is_said_and_leaves_nothing() {
     std::fs::remove_file(&ballast).unwrap();
     layer(&store, 4, &contents_of(4), &lease).unwrap();
     store
-        .commit_image(image_commit(2, &[4], &[]), &lease)
+        .commit_image(&image_commit(2, &[4], &[]), &lease)
         .unwrap();
     assert_whole(&store, 1, &contents_of(1));
     assert_whole(&store, 4, &contents_of(4));
@@ -870,7 +870,7 @@ fn images_are_mounted_and_keep_their_bytes_while_they_are() {
         let mut commit = image_commit(seed, &[], &[]);
         commit.record.layers = layers.to_vec();
         images.push(commit.record.id.clone());
-        store.commit_image(commit, &lease).unwrap();
+        store.commit_image(&commit, &lease).unwrap();
     }
     drop(lease);
     let single = bench.dir.path().join("single");
@@ -956,10 +956,10 @@ fn speed() {
         timed("commit_layer, 15k contents", began);
     }
     store
-        .commit_image(image_commit(1, &[0, 1, 2], &[]), &lease)
+        .commit_image(&image_commit(1, &[0, 1, 2], &[]), &lease)
         .unwrap();
     store
-        .commit_image(image_commit(2, &[3, 4, 5, 6], &[]), &lease)
+        .commit_image(&image_commit(2, &[3, 4, 5, 6], &[]), &lease)
         .unwrap();
     drop(lease);
     let began = std::time::Instant::now();

@@ -548,7 +548,7 @@ fn the_kernel_shows_what_unpacking_gives() {
     };
     bench
         .store
-        .commit_image(commit, &bench.store.lease())
+        .commit_image(&commit, &bench.store.lease())
         .unwrap();
     let target = bench.root.path().join("mounted");
     std::fs::create_dir(&target).unwrap();

@@ -1,11 +1,14 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod agent;
+mod crash;
 mod doors;
 mod erofs;
 mod ingest;
 mod licences;
 mod pull;
+mod real;
+mod registry;
 mod support;
 mod tidy;
 mod wire;

@@ -391,7 +391,7 @@ impl Run<'_> {
         let done = self
             .inner
             .threads
-            .block(&self.reference, move || store.commit_image(commit, &lease))
+            .block(&self.reference, move || store.commit_image(&commit, &lease))
             .await?;
         done.map_err(|error| Error::store(self.reference.clone(), error))
     }

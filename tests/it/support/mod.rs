@@ -2,6 +2,8 @@
 
 pub(crate) mod build;
 pub(crate) mod hub;
+pub(crate) mod process;
+pub(crate) mod registry;
 
 use std::path::PathBuf;
 
@@ -39,6 +41,16 @@ pub(crate) fn program(name: &str) -> Option<PathBuf> {
         .find(|file| {
             rustix::fs::access(file, rustix::fs::Access::EXEC_OK).is_ok() && file.is_file()
         })
+}
+
+/// All of these programs, or a notice that the test was skipped.
+pub(crate) fn need<const N: usize>(test: &str, names: [&str; N]) -> Option<[PathBuf; N]> {
+    let found = names.map(|name| (name, program(name)));
+    if let Some((name, _)) = found.iter().find(|(_, path)| path.is_none()) {
+        skip(test, &format!("{name} is not installed"));
+        return None;
+    }
+    Some(found.map(|(_, path)| path.unwrap_or_default()))
 }
 
 /// Why this machine cannot mount EROFS images backed by plain files; `Ok` where it can.
