@@ -61,11 +61,6 @@ impl Client {
     }
 
     async fn local(root: &Path, hosts_dirs: &[PathBuf]) -> Result<Self, Failure> {
-        if root.as_os_str().is_empty() {
-            return Err(Failure::usage(
-                "--root is empty: give the store's directory",
-            ));
-        }
         let mut options = CacheOptions {
             // After a verb nobody comes back for the rest.
             orphan_grace: Duration::ZERO,

@@ -170,7 +170,10 @@ mod tests {
             image: Some(Image {
                 id: format!("sha256:{}", "a".repeat(64)),
                 repo_tags: vec!["docker.io/library/busybox:1".to_owned()],
-                repo_digests: vec!["docker.io/library/busybox@sha256:bb".to_owned()],
+                repo_digests: vec![format!(
+                    "docker.io/library/busybox@sha256:{}",
+                    "b".repeat(64)
+                )],
                 platform: "linux/amd64".to_owned(),
                 pulled_at: "2026-05-06T00:00:00Z".to_owned(),
                 size: 4_260_000,
@@ -209,7 +212,7 @@ LAYER   DIFF ID        BLOB           COMPRESSED      TAR   IMAGES
     1   0123456789ab   fedcba987654       2.10MB   4.50MB        2";
         assert!(text.ends_with(layers), "{text}");
         assert!(
-            text.contains("\nNAMES      busybox:1\n           busybox@sha256:bb\n"),
+            text.contains("\nNAMES      busybox:1\n           busybox@sha256:bbbb"),
             "{text}"
         );
         assert!(text.contains("\nCMD        [\"sh\",\"-c\"]\n"), "{text}");

@@ -148,13 +148,12 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; a reader that hung up has seen enough.
+            if error.use_stderr() {
+                return usage(&error);
+            }
+            // Help and version; a reader that hung up has seen enough.
             let _ = error.print();
-            return ExitCode::from(if error.use_stderr() {
-                failure::USAGE
-            } else {
-                0
-            });
+            return ExitCode::SUCCESS;
         }
     };
     match run::verb(cli) {
@@ -164,6 +163,18 @@ pub fn main() -> ExitCode {
             ExitCode::from(failure.code())
         }
     }
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    // Help in place of a missing verb has no such beginning.
+    match text.strip_prefix("error: ") {
+        Some(text) => Failure::usage(text.trim_end()).print(&mut io::stderr().lock()),
+        None => {
+            let _ = error.print();
+        }
+    }
+    ExitCode::from(failure::USAGE)
 }
 
 type Done = Result<(), Failure>;
