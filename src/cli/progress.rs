@@ -120,7 +120,9 @@ impl Bars {
         for bar in &self.layers {
             bar.abandon();
         }
-        self.total.abandon_with_message(text);
+        // Below the layers, where it is seen however many there are.
+        self.total.finish_and_clear();
+        print([text]);
     }
 }
 
