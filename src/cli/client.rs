@@ -52,7 +52,9 @@ pub(super) fn run(
 }
 
 /// Ctrl-C ends a verb in an orderly way: a store opened here is closed, a pull taken back.
-async fn interruptible(verb: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+pub(super) async fn interruptible(
+    verb: impl Future<Output = Result<(), Failure>>,
+) -> Result<(), Failure> {
     tokio::select! {
         outcome = verb => outcome,
         _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),

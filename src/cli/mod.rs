@@ -6,6 +6,7 @@
 mod agent;
 mod client;
 mod completions;
+mod demo;
 mod df;
 mod failure;
 mod fsck;
@@ -109,6 +110,8 @@ enum Verb {
     Umount(mount::Umount),
     /// Show the versions of this program and of the agent
     Version(version::Version),
+    /// Show what larder does; needs no root, network or cluster
+    Demo(demo::Demo),
     /// Print a completion script for a shell
     Completions(completions::Completions),
 }
@@ -128,6 +131,7 @@ pub fn main() -> ExitCode {
     let outcome = match cli.verb {
         Verb::Agent(verb) => return verb.run(global),
         Verb::Completions(verb) => verb.run(),
+        Verb::Demo(verb) => verb.run(&global),
         Verb::Pull(verb) => client::run(&global, async |client| verb.run(&global, client).await),
         Verb::Images(verb) => client::run(&global, async |client| verb.run(&global, client).await),
         Verb::Inspect(verb) => client::run(&global, async |client| verb.run(&global, client).await),

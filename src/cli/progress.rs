@@ -1,7 +1,7 @@
 //! Progress of a pull: bars on a terminal, a line an event elsewhere.
 
 use std::collections::BTreeMap;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
@@ -16,6 +16,17 @@ pub(super) enum Watcher {
 }
 
 impl Watcher {
+    /// Bars on a terminal, lines elsewhere, nothing where quiet is wanted.
+    pub(super) fn for_terminal(quiet: bool, reference: &str) -> Self {
+        if quiet {
+            Watcher::Nothing
+        } else if io::stderr().is_terminal() {
+            Watcher::Bars(Bars::new(reference))
+        } else {
+            Watcher::Lines(Lines::default())
+        }
+    }
+
     pub(super) fn show(&mut self, event: &PullEvent) {
         match self {
             Watcher::Nothing => {}

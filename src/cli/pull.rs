@@ -1,6 +1,6 @@
 //! `larder pull`
 
-use std::io::{IsTerminal, Read};
+use std::io::Read;
 use std::path::PathBuf;
 
 use clap::Args;
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::client::Client;
 use super::failure::Failure;
-use super::progress::{Bars, Lines, Watcher};
+use super::progress::Watcher;
 use super::{Global, output};
 use crate::app;
 use crate::control::proto::{Credentials, PullRequest, PullResult};
@@ -81,13 +81,7 @@ impl Pull {
         };
         let mut events = client.pull(request).await?.into_inner();
         let table = global.output == output::Format::Table;
-        let mut watcher: Watcher = if global.quiet || !table {
-            Watcher::Nothing
-        } else if std::io::stderr().is_terminal() {
-            Watcher::Bars(Bars::new(&reference.familiar()))
-        } else {
-            Watcher::Lines(Lines::default())
-        };
+        let mut watcher = Watcher::for_terminal(global.quiet || !table, &reference.familiar());
         let mut result = None;
         let mut layers = Vec::new();
         while let Some(event) = events.message().await? {
