@@ -1,5 +1,6 @@
 //! The node agent: one store, one cache, one socket for all gRPC services, one address for metrics and probes.
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use super::config::{AgentArgs, Config};
+use super::config::{AgentArgs, Config, ConfigError};
 use super::open::{Opened, Parts};
 use crate::admin::Admin;
 use crate::cache::Cache;
@@ -21,6 +22,7 @@ use crate::cri::proto::image_service_server::ImageServiceServer;
 use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
 use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
 use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify};
+use crate::store::Store;
 use crate::telemetry;
 
 /// A peer that does not answer a ping within both is gone: together less than the default limit on stopping, and more
@@ -33,14 +35,26 @@ const MAX_CALLS: u32 = 256;
 const MAX_HEADER_BYTES: u32 = 32 << 10;
 /// Threads that wait for network and callers; hashing and writing have threads of their own.
 const MAX_WORKERS: usize = 8;
+/// Of one scrub step: at the default interval about 90 GB a day, for a tenth of a second of hashing a minute.
+const SCRUB_BYTES: u64 = 64 << 20;
 /// What stopping may take after its limit, for threads in the middle of a write.
 const LAST_WRITES: Duration = Duration::from_secs(2);
 
-/// Runs an agent until a signal: `larder agent`. Owns runtime, logs and signals; an error of the configuration is a
-/// [`super::config::ConfigError`].
-pub fn main(args: &AgentArgs) -> anyhow::Result<()> {
+/// Runs an agent until a signal: `larder agent`. Owns runtime, logs and signals. The error is the configuration's, for
+/// the terminal; what goes wrong later is in the log, and the exit code says so.
+pub fn main(args: &AgentArgs) -> Result<ExitCode, ConfigError> {
     let config = Config::load(args)?;
-    telemetry::init(&config.log)?;
+    telemetry::init(&config.log).map_err(|error| ConfigError::new("logs", error))?;
+    match run(config) {
+        Ok(()) => Ok(ExitCode::SUCCESS),
+        Err(error) => {
+            tracing::error!(err = format!("{error:#}"), "Agent ended with an error");
+            Ok(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn run(config: Config) -> anyhow::Result<()> {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(cores.min(MAX_WORKERS))
@@ -55,9 +69,6 @@ pub fn main(args: &AgentArgs) -> anyhow::Result<()> {
         tokio::spawn(signals);
         Agent::build(config).await?.run(shutdown).await
     });
-    if let Err(error) = &result {
-        tracing::error!(err = format!("{error:#}"), "Agent ended with an error");
-    }
     runtime.shutdown_timeout(LAST_WRITES);
     result
 }
@@ -149,7 +160,7 @@ async fn serve(
     let started = Instant::now();
     let (root, options) = (config.root.clone(), config.cache.clone());
     let opening = tokio::task::spawn_blocking(move || parts.open(&root, options));
-    let Opened { cache, .. } = tokio::select! {
+    let Opened { cache, store } = tokio::select! {
         opened = opening => opened.context("open the store")??,
         // Recovery is safe to break off.
         () = shutdown.wait() => return Ok(()),
@@ -168,6 +179,9 @@ async fn serve(
     );
     checks.socket.set(true);
     tell("READY=1");
+    if let Some(pause) = config.scrub_interval {
+        tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
+    }
 
     let admin_ended = async {
         match admin {
@@ -185,6 +199,34 @@ async fn serve(
     tell("STOPPING=1");
     stop(config.drain_timeout, &cache, health, &tasks).await;
     result
+}
+
+/// Hashes a little of the store again now and then, so that rot is found before a container reads it. What is damaged
+/// is quarantined by the store; the next pull of the image heals it.
+async fn scrub(store: Store, pause: Duration, shutdown: Shutdown) {
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = shutdown.wait() => return,
+        }
+        let store = store.clone();
+        let step = tokio::task::spawn_blocking(move || store.scrub_step(SCRUB_BYTES));
+        match step.await {
+            Ok(Ok(report)) => {
+                for damage in &report.damaged {
+                    tracing::error!(
+                        kind = damage.kind,
+                        subject = damage.subject,
+                        err = damage.cause,
+                        images = ?damage.images,
+                        "Damage was found; pull the images again"
+                    );
+                }
+            }
+            Ok(Err(error)) => tracing::warn!(err = %error, "Scrub step went wrong"),
+            Err(error) => tracing::error!(err = %error, "Scrub step panicked"),
+        }
+    }
 }
 
 /// Cancels pulls and waits for calls to end, at most so long.

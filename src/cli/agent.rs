@@ -1,11 +1,12 @@
 //! `larder agent`
 
+use std::process::ExitCode;
+
 use clap::Args;
 
-use super::Global;
-use super::failure::Failure;
+use super::{Global, output};
 use crate::app;
-use crate::app::config::{AgentArgs, ConfigError};
+use crate::app::config::AgentArgs;
 
 /// Serves the CRI ImageService and larder.v1 on a unix socket until it is told to stop.
 #[derive(Debug, Args)]
@@ -19,7 +20,7 @@ pub(super) struct Agent {
 }
 
 impl Agent {
-    pub(super) fn run(self, global: Global) -> Result<(), Failure> {
+    pub(super) fn run(self, global: Global) -> ExitCode {
         let mut args = self.args;
         // `larder --root DIR agent` means the same as `larder agent --root DIR`.
         args.root = args.root.or(global.root);
@@ -28,9 +29,11 @@ impl Agent {
             args.hosts_dir = global.hosts_dir;
         }
         match app::agent::main(&args) {
-            Ok(()) => Ok(()),
-            Err(error) if error.is::<ConfigError>() => Err(Failure::usage(format!("{error:#}"))),
-            Err(error) => Err(error.into()),
+            Ok(code) => code,
+            Err(error) => {
+                output::complain(&error.to_string());
+                ExitCode::from(2)
+            }
         }
     }
 }

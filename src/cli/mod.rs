@@ -126,7 +126,7 @@ pub fn main() -> ExitCode {
     };
     let global = cli.global;
     let outcome = match cli.verb {
-        Verb::Agent(verb) => verb.run(global),
+        Verb::Agent(verb) => return verb.run(global),
         Verb::Completions(verb) => verb.run(),
         Verb::Pull(verb) => client::run(&global, async |client| verb.run(&global, client).await),
         Verb::Images(verb) => client::run(&global, async |client| verb.run(&global, client).await),

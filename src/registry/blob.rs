@@ -1,255 +1,367 @@
-//! Blobs as streams that resume by themselves.
-//!
-//! What was handed out stays valid: a broken transfer goes on at the next byte, at the same host or the next one, so
-//! whoever hashes the stream never has to begin again.
+//! Blobs as streams that take themselves up again where they broke, on the same host or the next.
 
-use std::collections::VecDeque;
-use std::sync::Arc;
+use std::time::Duration;
 
-use bytes::{Buf, Bytes};
-use http::header::CONTENT_RANGE;
-use http::{Method, StatusCode};
-use reqwest::Response;
-use tokio::sync::OwnedSemaphorePermit;
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use tokio::time::Instant;
 
-use crate::image::{Descriptor, Digest};
-
-use super::error::{self, ErrorClass};
+use super::answer::Answer;
+use super::error::Tally;
 use super::hosts::Host;
-use super::request::{Answer, Kind, Wish};
-use super::resolve::length;
-use super::{Error, Repository};
+use super::resolve::{Ask, verify};
+use super::{Error, ErrorClass, Repository, redact, retry};
+use crate::image::Descriptor;
+
+/// Breaks in one transfer, however much each attempt brought.
+const MAX_RESUMES: u32 = 256;
+/// How long the end of a body is waited for once all bytes are there.
+const END: Duration = Duration::from_secs(2);
 
 /// A blob in transfer: verified by size here, by digest where it is consumed.
 #[derive(Debug)]
 pub struct BlobStream {
     repository: Repository,
-    digest: Digest,
+    /// In the order of asking.
+    hosts: Vec<Host>,
+    subject: String,
+    digest: String,
     size: u64,
     /// Bytes handed out.
-    received: u64,
-    /// Bytes to throw away: the host sends from the start again.
+    offset: u64,
+    /// Bytes of the current answer that were handed out before.
     skip: u64,
-    body: Option<(Response, OwnedSemaphorePermit)>,
-    host: Arc<str>,
-    /// Hosts not given up, the one in use first.
-    hosts: VecDeque<Host>,
-    /// Breaks without a byte in between.
-    idle_breaks: u32,
-    failed: bool,
+    /// Which of the hosts serves.
+    at: usize,
+    answer: Option<Answer>,
+    /// True once the current answer brought something new.
+    moved: bool,
+    /// Attempts since the last new byte.
+    stuck: u32,
+    resumes: u32,
+    /// No request before this time.
+    not_before: Option<Instant>,
+    ended: bool,
 }
 
 impl Repository {
-    /// A blob as a stream of exactly `descriptor.size` bytes, or an error.
+    /// A blob as a stream that resumes by itself.
     pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, Error> {
-        let mut stream = BlobStream {
+        let mut stream = self.stream(descriptor, self.sources());
+        stream.open().await?;
+        Ok(stream)
+    }
+
+    /// The hosts that may serve blobs, those that answered of late first.
+    fn sources(&self) -> Vec<Host> {
+        let order = self.order(|host| host.pull);
+        order.into_iter().map(|(host, _)| host.clone()).collect()
+    }
+
+    fn stream(&self, descriptor: &Descriptor, hosts: Vec<Host>) -> BlobStream {
+        BlobStream {
             repository: self.clone(),
-            digest: descriptor.digest.clone(),
+            hosts,
+            subject: format!("{}@{}", self.name(), descriptor.digest),
+            digest: descriptor.digest.to_string(),
             size: descriptor.size,
-            received: 0,
+            offset: 0,
             skip: 0,
-            body: None,
-            host: "".into(),
-            hosts: self
-                .hosts
-                .iter()
-                .filter(|host| host.pull)
-                .cloned()
-                .collect(),
-            idle_breaks: 0,
-            failed: false,
-        };
-        if stream.hosts.is_empty() {
+            at: 0,
+            answer: None,
+            moved: false,
+            stuck: 0,
+            resumes: 0,
+            not_before: None,
+            ended: false,
+        }
+    }
+
+    /// A small blob (a config) whole: at most `limit` bytes, digest and size verified.
+    pub async fn blob_bytes(&self, descriptor: &Descriptor, limit: u64) -> Result<Bytes, Error> {
+        let subject = format!("{}@{}", self.name(), descriptor.digest);
+        if descriptor.size > limit {
             return Err(Error::new(
-                ErrorClass::Config,
-                format!("hosts.toml leaves no host to pull {} from", self.path),
+                ErrorClass::Protocol,
+                format!(
+                    "{subject}: the blob has {} bytes, the limit is {limit}",
+                    descriptor.size
+                ),
             ));
         }
-        if stream.size > 0 {
-            stream.connect().await?;
+        let mut tally = Tally::default();
+        let mut hosts = self.sources();
+        while !hosts.is_empty() {
+            let mut stream = self.stream(descriptor, hosts.clone());
+            match stream.whole().await {
+                Err(error) => {
+                    tally.add(error);
+                    break;
+                }
+                Ok(bytes) => {
+                    // A mirror may serve wrong bytes: the others are asked then.
+                    let host = hosts.remove(stream.at.min(hosts.len() - 1));
+                    match verify(&bytes, &descriptor.digest, &host, &subject) {
+                        Ok(()) => return Ok(bytes),
+                        Err(error) => tally.add(error),
+                    }
+                }
+            }
         }
-        Ok(stream)
+        Err(tally.into_error(&subject))
     }
 }
 
 impl BlobStream {
-    /// The next bytes; `None` when all have come. Cancel-safe: what is not returned is not lost.
+    async fn whole(&mut self) -> Result<Bytes, Error> {
+        let mut bytes = BytesMut::new();
+        self.open().await?;
+        while let Some(piece) = self.next().await {
+            bytes.extend_from_slice(&piece?);
+        }
+        Ok(bytes.freeze())
+    }
+
+    /// The next bytes; `None` when all `descriptor.size` bytes have come. Cancel-safe.
     pub async fn next(&mut self) -> Option<Result<Bytes, Error>> {
-        if self.failed {
-            return None;
+        loop {
+            if self.ended {
+                return None;
+            }
+            let Some(answer) = &mut self.answer else {
+                if let Err(error) = self.open().await {
+                    return self.fail(error);
+                }
+                continue;
+            };
+            if self.offset == self.size && self.skip == 0 {
+                // The end of the body is read too: it shows excess, and frees the connection for reuse.
+                let rest = tokio::time::timeout(END, answer.chunk()).await;
+                return match rest {
+                    Ok(Ok(Some(bytes))) if bytes.is_empty() => continue,
+                    Ok(Ok(Some(_))) => self.excess(),
+                    _ => {
+                        self.ended = true;
+                        self.answer = None;
+                        None
+                    }
+                };
+            }
+            match answer.chunk().await {
+                Ok(Some(bytes)) => {
+                    if let Some(result) = self.take(bytes) {
+                        return Some(result);
+                    }
+                }
+                Ok(None) => {
+                    let cause = format!("it ended after {} of {} bytes", self.offset, self.size);
+                    if let Err(error) = self.interrupted(&cause) {
+                        return self.fail(error);
+                    }
+                }
+                Err(cause) => {
+                    if let Err(error) = self.interrupted(&cause) {
+                        return self.fail(error);
+                    }
+                }
+            }
         }
-        let next = self.receive().await;
-        if matches!(next, Some(Err(_))) {
-            self.failed = true;
-            self.body = None;
-        }
-        next
     }
 
     /// The host that is serving it.
     pub fn host(&self) -> &str {
-        &self.host
+        self.hosts
+            .get(self.at)
+            .map_or("", |host| host.name.as_str())
     }
 
-    async fn receive(&mut self) -> Option<Result<Bytes, Error>> {
-        let stall = self.repository.stall_timeout();
-        loop {
-            let Some((response, _)) = &mut self.body else {
-                if self.received == self.size {
-                    return None;
-                }
-                match self.connect().await {
-                    Ok(()) => continue,
-                    Err(error) => return Some(Err(error)),
-                }
-            };
-            let problem = match tokio::time::timeout(stall, response.chunk()).await {
-                Ok(Ok(Some(mut chunk))) => {
-                    let old = self.skip.min(chunk.len() as u64);
-                    self.skip -= old;
-                    chunk.advance(old as usize);
-                    if chunk.is_empty() {
-                        continue;
-                    }
-                    self.received += chunk.len() as u64;
-                    self.idle_breaks = 0;
-                    self.repository.shared.metrics.fetched(chunk.len() as u64);
-                    if self.received > self.size {
-                        let text = format!(
-                            "{} sends more than the {} bytes that blob {} has",
-                            self.host, self.size, self.digest
-                        );
-                        return Some(Err(Error::new(ErrorClass::Protocol, text)));
-                    }
-                    return Some(Ok(chunk));
-                }
-                Ok(Ok(None)) if self.received == self.size => {
-                    self.body = None;
-                    return None;
-                }
-                Ok(Ok(None)) => format!("ended after {} of {} bytes", self.received, self.size),
-                Ok(Err(error)) => error::innermost(&error),
-                Err(_) => format!("no byte came for {} s", stall.as_secs()),
-            };
-            if let Err(error) = self.broke(&problem) {
-                return Some(Err(error));
-            }
-        }
+    /// Bytes handed out so far.
+    pub fn offset(&self) -> u64 {
+        self.offset
     }
 
-    /// Notes a break. The stream goes on unless too many came without a byte in between.
-    fn broke(&mut self, problem: &str) -> Result<(), Error> {
-        self.body = None;
-        self.idle_breaks += 1;
-        tracing::info!(host = %self.host, blob = %self.digest, problem, at = self.received, "A transfer broke");
-        if self.idle_breaks >= self.repository.shared.config.attempts.max(1) {
-            self.idle_breaks = 0;
-            let given_up = self.hosts.pop_front();
-            if self.hosts.is_empty() {
-                let host = given_up.map_or_else(String::new, |host| error::host(&host.base));
-                return Err(Error::new(
-                    ErrorClass::Broken,
-                    format!("{host} broke off blob {}: {problem}", self.digest),
-                ));
-            }
-        }
-        self.repository.shared.metrics.resumed();
-        Ok(())
+    fn fail(&mut self, error: Error) -> Option<Result<Bytes, Error>> {
+        self.ended = true;
+        self.answer = None;
+        Some(Err(error))
     }
 
-    /// Asks for the bytes that are missing, of the first host that has them.
-    async fn connect(&mut self) -> Result<(), Error> {
-        let wish = Wish {
-            method: Method::GET,
-            path: format!("blobs/{}", self.digest),
-            accept: None,
-            from: self.received,
-            kind: Kind::Blob,
-        };
-        let mut worst: Option<Error> = None;
-        while let Some(host) = self.hosts.front().cloned() {
-            let outcome = match self.repository.ask_host(&host, &wish).await {
-                Ok(answer) => self.accept(answer),
-                Err(error) => Err(error),
-            };
-            match outcome {
-                Ok(()) => return Ok(()),
-                Err(error) => {
-                    let metrics = &self.repository.shared.metrics;
-                    metrics.failed(&error::host(&host.base), error.class());
-                    tracing::debug!(host = %error::host(&host.base), %error, "A host did not serve a blob");
-                    self.hosts.pop_front();
-                    if worst
-                        .as_ref()
-                        .is_none_or(|worst| error.class().stage() >= worst.class().stage())
-                    {
-                        worst = Some(error);
-                    }
-                }
-            }
+    fn excess(&mut self) -> Option<Result<Bytes, Error>> {
+        let error = Error::new(
+            ErrorClass::Protocol,
+            format!(
+                "{}: {} sends more than the {} bytes the manifest names",
+                self.subject,
+                self.host(),
+                self.size
+            ),
+        );
+        self.fail(error)
+    }
+
+    /// The part of `bytes` that is new, if any.
+    fn take(&mut self, mut bytes: Bytes) -> Option<Result<Bytes, Error>> {
+        let known = usize::try_from(self.skip)
+            .unwrap_or(usize::MAX)
+            .min(bytes.len());
+        let new = bytes.split_off(known);
+        self.skip = self.skip.saturating_sub(known as u64);
+        if new.is_empty() {
+            return None;
         }
-        Err(worst.unwrap_or_else(|| {
-            Error::new(
+        let length = new.len() as u64;
+        if length > self.size.saturating_sub(self.offset) {
+            return self.excess();
+        }
+        self.offset += length;
+        self.moved = true;
+        self.stuck = 0;
+        self.repository.transport.metrics.received(length);
+        Some(Ok(new))
+    }
+
+    /// Decides how to go on after a break.
+    fn interrupted(&mut self, cause: &str) -> Result<(), Error> {
+        let config = &self.repository.transport.config;
+        self.answer = None;
+        self.stuck += 1;
+        self.resumes += 1;
+        tracing::debug!(
+            blob = self.digest,
+            host = self.host(),
+            offset = self.offset,
+            cause,
+            "transfer broke"
+        );
+        if self.stuck >= config.attempts.max(1) || self.resumes > MAX_RESUMES {
+            return Err(Error::new(
                 ErrorClass::Broken,
-                format!("no host is left to serve blob {}", self.digest),
-            )
-        }))
+                format!(
+                    "{}: the transfer from {} broke {} times, {} of {} bytes came: {cause}; check the network and the registry's storage",
+                    self.subject,
+                    self.host(),
+                    self.resumes,
+                    self.offset,
+                    self.size
+                ),
+            ));
+        }
+        self.repository.transport.metrics.resumed();
+        if !self.moved && !self.hosts.is_empty() {
+            self.at = (self.at + 1) % self.hosts.len();
+        }
+        if self.stuck > 1 {
+            self.not_before =
+                Some(Instant::now() + retry::backoff(self.stuck - 1, retry::jitter()));
+        }
+        Ok(())
     }
 
-    /// Takes an answer, if it is the wanted part of the blob or all of it.
-    fn accept(&mut self, answer: Answer) -> Result<(), Error> {
-        let Answer {
-            response,
-            host,
-            permit,
-        } = answer;
-        let wrong = |what: String| {
-            Error::new(
+    /// Asks the hosts in turn, beginning with the current one, for the bytes that are missing.
+    async fn open(&mut self) -> Result<(), Error> {
+        if let Some(time) = self.not_before {
+            tokio::time::sleep_until(time).await;
+            self.not_before = None;
+        }
+        let mut tally = Tally::default();
+        let count = self.hosts.len();
+        for turn in 0..count {
+            let at = (self.at + turn) % count;
+            let Some(host) = self.hosts.get(at) else {
+                break;
+            };
+            let ask = Ask {
+                subject: &self.subject,
+                kind: "blob",
+                method: Method::GET,
+                path: format!("blobs/{}", self.digest),
+                accept: "*/*",
+                from: self.offset,
+            };
+            let answered = self.repository.request(host, &ask, turn + 1 == count).await;
+            let checked = answered.and_then(|answer| {
+                let skip = self.begin(&answer)?;
+                Ok((answer, skip))
+            });
+            match checked {
+                Ok((answer, skip)) => {
+                    self.at = at;
+                    self.skip = skip;
+                    self.answer = Some(answer);
+                    self.moved = false;
+                    return Ok(());
+                }
+                Err(error) => tally.add(self.at_the_end(error)),
+            }
+        }
+        Err(tally.into_error(&self.subject))
+    }
+
+    /// A host that has no byte where more are wanted has a shorter blob.
+    fn at_the_end(&self, error: Error) -> Error {
+        if error.status() != Some(416) {
+            return error;
+        }
+        Error::new(
+            ErrorClass::Broken,
+            format!(
+                "{}: the registry has only {} of the {} bytes the manifest names; the blob is damaged there, push it again",
+                self.subject, self.offset, self.size
+            ),
+        )
+    }
+
+    /// How many bytes of an answer are known already. An answer of another size or place is refused.
+    fn begin(&self, answer: &Answer) -> Result<u64, Error> {
+        let refuse = |what: String| {
+            Err(Error::new(
                 ErrorClass::Protocol,
-                format!("{host} {what} for blob {}", self.digest),
-            )
+                format!("{}: {} {what}", self.subject, answer.server),
+            ))
         };
-        let rest = self.size - self.received;
-        self.skip = match response.status() {
-            StatusCode::PARTIAL_CONTENT => {
-                let begins = response
-                    .headers()
-                    .get(CONTENT_RANGE)
-                    .and_then(|value| value.to_str().ok())
-                    .and_then(range_start);
-                if begins != Some(self.received) {
-                    return Err(wrong("answers with another range than asked".to_owned()));
-                }
-                if let Some(length) = length(&response)
-                    && length != rest
-                {
-                    return Err(wrong(format!("has {length} bytes left instead of {rest}")));
-                }
-                0
-            }
-            StatusCode::OK => {
-                if let Some(length) = length(&response)
-                    && length != self.size
-                {
-                    return Err(wrong(format!(
-                        "has {length} bytes where the manifest says {}",
+        match answer.status() {
+            200 => match answer.length() {
+                Some(length) if length != self.size => refuse(format!(
+                    "offers {length} bytes ({}), the manifest names {}",
+                    answer.media_type(),
+                    self.size
+                )),
+                _ => Ok(self.offset),
+            },
+            206 => {
+                let value = answer.header("content-range").unwrap_or_default();
+                match content_range(value) {
+                    Some((first, total))
+                        if first <= self.offset && total.is_none_or(|total| total == self.size) =>
+                    {
+                        Ok(self.offset - first)
+                    }
+                    _ => refuse(format!(
+                        "answered with the range {:?} where bytes {}-{} of {} were asked for",
+                        redact::text(value),
+                        self.offset,
+                        self.size.saturating_sub(1),
                         self.size
-                    )));
+                    )),
                 }
-                self.received
             }
-            status => return Err(wrong(format!("answers {status}"))),
-        };
-        self.body = Some((response, permit));
-        self.host = host.into();
-        Ok(())
+            status => refuse(format!("answered {status} where a blob was asked for")),
+        }
     }
 }
 
-/// The first byte of `bytes 5-9/10`.
-fn range_start(value: &str) -> Option<u64> {
-    let range = value.strip_prefix("bytes ")?;
-    range.split_once('-')?.0.trim().parse().ok()
+/// First byte and total of a `Content-Range` (RFC 9110 §14.4).
+fn content_range(value: &str) -> Option<(u64, Option<u64>)> {
+    let (range, total) = value.trim().strip_prefix("bytes ")?.split_once('/')?;
+    let (first, last) = range.split_once('-')?;
+    let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+    if last < first {
+        return None;
+    }
+    match total.trim() {
+        "*" => Some((first, None)),
+        total => Some((first, Some(total.parse().ok()?))),
+    }
 }
 
 #[cfg(test)]
@@ -257,15 +369,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_ranges() {
-        for (text, start) in [
-            ("bytes 5-9/10", Some(5)),
-            ("bytes 0-0/*", Some(0)),
-            ("bytes */10", None),
-            ("items 5-9/10", None),
-            ("", None),
+    fn content_ranges() {
+        assert_eq!(content_range("bytes 5-9/10"), Some((5, Some(10))));
+        assert_eq!(content_range("bytes 5-9/*"), Some((5, None)));
+        for bad in [
+            "",
+            "bytes",
+            "bytes */10",
+            "bytes 9-5/10",
+            "items 5-9/10",
+            "bytes 5-9",
+            "bytes -1-9/10",
         ] {
-            assert_eq!(range_start(text), start, "{text}");
+            assert_eq!(content_range(bad), None, "{bad}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_range_is_read_or_refused(value in "bytes [0-9*/ -]{0,40}") {
+            let _ = content_range(&value);
         }
     }
 }

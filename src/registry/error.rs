@@ -1,9 +1,4 @@
-//! Errors of registry requests: a class for the caller, a sentence for the person.
-
-use std::error::Error as _;
-
-use http::StatusCode;
-use url::Url;
+//! What went wrong, by what a caller can do about it.
 
 /// Why a registry request failed, by what a caller can do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -29,8 +24,8 @@ pub enum ErrorClass {
 }
 
 impl ErrorClass {
-    /// Label of metrics.
-    pub fn label(self) -> &'static str {
+    /// The class as metrics and logs write it.
+    pub fn as_str(self) -> &'static str {
         match self {
             ErrorClass::Unavailable => "unavailable",
             ErrorClass::Unauthenticated => "unauthenticated",
@@ -43,17 +38,6 @@ impl ErrorClass {
             ErrorClass::Config => "config",
         }
     }
-
-    /// How far a request came before it failed: of several hosts, the error of the one that came furthest is told.
-    pub(super) fn stage(self) -> u8 {
-        match self {
-            ErrorClass::Unavailable => 0,
-            ErrorClass::NotFound => 1,
-            ErrorClass::RateLimited | ErrorClass::Server => 2,
-            ErrorClass::Unauthenticated | ErrorClass::Denied => 3,
-            ErrorClass::Broken | ErrorClass::Protocol | ErrorClass::Config => 4,
-        }
-    }
 }
 
 /// An error of a registry request. Its text names the host and what to do; never a secret or a URL query.
@@ -62,6 +46,7 @@ impl ErrorClass {
 pub struct Error {
     class: ErrorClass,
     message: String,
+    status: Option<u16>,
 }
 
 impl Error {
@@ -69,14 +54,21 @@ impl Error {
         Error {
             class,
             message: message.into(),
+            status: None,
         }
     }
-
+    pub(super) fn with_status(mut self, status: u16) -> Self {
+        self.status = Some(status);
+        self
+    }
+    /// The HTTP status behind it, where there is one.
+    pub fn status(&self) -> Option<u16> {
+        self.status
+    }
     /// What a caller can do about it.
     pub fn class(&self) -> ErrorClass {
         self.class
     }
-
     /// True where trying again later may succeed without a change.
     pub fn is_transient(&self) -> bool {
         matches!(
@@ -87,129 +79,56 @@ impl Error {
                 | ErrorClass::Broken
         )
     }
-
-    /// An answer that is an error. `codes` are the registry's own, such as `MANIFEST_UNKNOWN`.
-    pub(super) fn of_status(status: StatusCode, url: &Url, codes: &str) -> Self {
-        let at = redact(url);
-        let codes = match codes {
-            "" => String::new(),
-            codes => format!(" ({codes})"),
-        };
-        let (class, text) = match status {
-            StatusCode::UNAUTHORIZED => (
-                ErrorClass::Unauthenticated,
-                format!(
-                    "{at} wants other credentials{codes}: log in, or give a pull secret for this repository"
-                ),
-            ),
-            StatusCode::FORBIDDEN => (
-                ErrorClass::Denied,
-                format!(
-                    "{at} denies access{codes}: these credentials may not pull this repository"
-                ),
-            ),
-            StatusCode::NOT_FOUND => (
-                ErrorClass::NotFound,
-                format!("{at} not found{codes}: check the repository and the tag or digest"),
-            ),
-            StatusCode::TOO_MANY_REQUESTS => (
-                ErrorClass::RateLimited,
-                format!("{at} is rate limited{codes}: log in, use a mirror, or wait"),
-            ),
-            status if status.is_server_error() => (
-                ErrorClass::Server,
-                format!(
-                    "{at} answers {status}{codes}: the registry has a problem, try again later"
-                ),
-            ),
-            status => (
-                ErrorClass::Protocol,
-                format!(
-                    "{at} answers {status}{codes}, which a registry does not: check the address"
-                ),
-            ),
-        };
-        Error::new(class, text)
-    }
-
-    /// A request that got no answer.
-    pub(super) fn of_transport(url: &Url, error: &reqwest::Error) -> Self {
-        let what = if error.is_timeout() {
-            "did not answer in time"
-        } else if error.is_connect() {
-            "cannot be reached"
-        } else {
-            "broke off the request"
-        };
-        Error::new(
-            ErrorClass::Unavailable,
-            format!("{} {what}: {}", host(url), innermost(error)),
-        )
+    /// How far the request came before it failed: of several hosts' errors the most advanced tells most.
+    fn stage(&self) -> u8 {
+        match self.class {
+            ErrorClass::Unavailable => 0,
+            ErrorClass::NotFound => 1,
+            ErrorClass::Server | ErrorClass::RateLimited => 2,
+            ErrorClass::Unauthenticated | ErrorClass::Denied => 3,
+            ErrorClass::Broken | ErrorClass::Protocol => 4,
+            ErrorClass::Config => 5,
+        }
     }
 }
 
-/// The cause at the end of an error's chain; the outer ones repeat the URL.
-pub(super) fn innermost(error: &reqwest::Error) -> String {
-    let mut last: Option<&dyn std::error::Error> = None;
-    let mut next = error.source();
-    while let Some(error) = next {
-        last = Some(error);
-        next = error.source();
-    }
-    match last {
-        Some(error) => error.to_string(),
-        None => "no reason given".to_owned(),
-    }
+/// Errors of several hosts asked for one thing.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    errors: Vec<Error>,
 }
 
-/// `host[:port]` of a URL.
-pub(super) fn host(url: &Url) -> String {
-    match (url.host_str(), url.port()) {
-        (Some(host), Some(port)) => format!("{host}:{port}"),
-        (Some(host), None) => host.to_owned(),
-        (None, _) => "the registry".to_owned(),
+impl Tally {
+    pub(super) fn add(&mut self, error: Error) {
+        if self.errors.len() < 8 {
+            self.errors.push(error);
+        }
     }
-}
-
-/// A URL without user, password, query and fragment: what may be shown.
-pub(super) fn redact(url: &Url) -> String {
-    let mut shown = url.clone();
-    let _ = shown.set_username("");
-    let _ = shown.set_password(None);
-    shown.set_query(None);
-    shown.set_fragment(None);
-    shown.to_string()
-}
-
-/// The codes of a registry's error document (OCI distribution specification, "Error Codes"): at most four, and only
-/// characters that a code has, since the rest of a body is anybody's text.
-pub(super) fn codes(body: &[u8]) -> String {
-    #[derive(serde::Deserialize)]
-    struct Document {
-        errors: Vec<Code>,
+    /// The most advanced error; among equals the last, which is the upstream's. The others are named behind it.
+    pub(super) fn into_error(self, subject: &str) -> Error {
+        let best = (0..self.errors.len())
+            .max_by_key(|&at| self.errors.get(at).map_or(0, Error::stage))
+            .unwrap_or(0);
+        let mut message = String::new();
+        for (at, error) in self.errors.iter().enumerate() {
+            if at != best {
+                message.push_str("; also: ");
+                message.push_str(&error.message);
+            }
+        }
+        match self.errors.into_iter().nth(best) {
+            Some(mut error) => {
+                error.message.push_str(&message);
+                error
+            }
+            None => Error::new(
+                ErrorClass::Config,
+                format!(
+                    "{subject}: no configured host may be asked; give a host the capabilities \"pull\" and \"resolve\" in hosts.toml"
+                ),
+            ),
+        }
     }
-    #[derive(serde::Deserialize)]
-    struct Code {
-        code: String,
-    }
-    let Ok(document) = serde_json::from_slice::<Document>(body) else {
-        return String::new();
-    };
-    let is_code = |code: &String| {
-        !code.is_empty()
-            && code.len() <= 64
-            && code
-                .bytes()
-                .all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
-    };
-    let codes: Vec<String> = document
-        .errors
-        .into_iter()
-        .map(|error| error.code)
-        .filter(is_code)
-        .take(4)
-        .collect();
-    codes.join(", ")
 }
 
 #[cfg(test)]
@@ -217,31 +136,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shows_no_secret() {
-        let url: Url = "https://user:pw@r.io/v2/a/blobs/x?X-Signature=abc#f"
-            .parse()
-            .unwrap();
-        assert_eq!(redact(&url), "https://r.io/v2/a/blobs/x");
-        let error = Error::of_status(StatusCode::FORBIDDEN, &url, "DENIED");
-        assert_eq!(error.class(), ErrorClass::Denied);
-        assert!(!error.to_string().contains("abc") && !error.to_string().contains("pw"));
+    fn the_most_advanced_error_wins_and_names_the_others() {
+        let mut tally = Tally::default();
+        tally.add(Error::new(ErrorClass::Unavailable, "mirror refused"));
+        tally.add(Error::new(ErrorClass::NotFound, "second has no such tag"));
+        tally.add(Error::new(ErrorClass::Unavailable, "upstream refused"));
+        let error = tally.into_error("x");
+        assert_eq!(error.class(), ErrorClass::NotFound);
+        assert_eq!(
+            error.to_string(),
+            "second has no such tag; also: mirror refused; also: upstream refused"
+        );
+        assert_eq!(Tally::default().into_error("x").class(), ErrorClass::Config);
     }
 
     #[test]
-    fn keeps_codes_only() {
-        for (body, shown) in [
-            (
-                r#"{"errors":[{"code":"MANIFEST_UNKNOWN","message":"<b>"}]}"#,
-                "MANIFEST_UNKNOWN",
-            ),
-            (
-                r#"{"errors":[{"code":"<script>"},{"code":"DENIED"}]}"#,
-                "DENIED",
-            ),
-            ("<html>", ""),
-            (r#"{"errors":null}"#, ""),
-        ] {
-            assert_eq!(codes(body.as_bytes()), shown);
-        }
+    fn among_equals_the_upstream_wins() {
+        let mut tally = Tally::default();
+        tally.add(Error::new(ErrorClass::NotFound, "mirror"));
+        tally.add(Error::new(ErrorClass::NotFound, "upstream"));
+        assert!(tally.into_error("x").to_string().starts_with("upstream"));
     }
 }

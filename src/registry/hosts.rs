@@ -1,490 +1,535 @@
-//! Where a repository's content is asked for: `hosts.toml`, read as containerd reads it.
+//! `hosts.toml`, as containerd reads it (containerd `docs/hosts.md`), and docker's `certs.d` form.
 //!
-//! `<dir>/<host>_<port>_/hosts.toml`, then `<host>:<port>`, `<host>`, `_default`; the first folder that exists counts.
-//! Without a `hosts.toml` its `*.crt`, `*.cert` and `*.key` files configure the registry itself, as docker has it.
+//! Differs in one point: a file that cannot be understood is an error, where containerd loses the mirrors silently.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
-use serde::Deserialize;
 use toml::Spanned;
+use toml::de::{DeTable, DeValue};
 use url::Url;
 
-use super::Error;
-use super::error::ErrorClass;
+use super::{Error, ErrorClass, redact};
 
-/// A larger file is no hosts.toml.
-const MAX_FILE: u64 = 256 << 10;
-/// More hosts are not tried.
-const MAX_HOSTS: usize = 32;
-const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// One place to ask.
-#[derive(Clone, Debug, PartialEq)]
+/// One place a repository is asked for, in the order of [`for_domain`].
+#[derive(Clone, Debug)]
 pub(super) struct Host {
-    /// With the path that `/<repository>/…` is appended to, `/v2` for most; no trailing slash.
+    /// `host[:port]`, for messages, metrics and limits.
+    pub(super) name: String,
+    /// Up to and with `/v2`; no slash at the end.
     pub(super) base: Url,
-    pub(super) pull: bool,
-    pub(super) resolve: bool,
-    /// A mirror is told whose content is meant: `?ns=<domain>`.
+    /// Value of `?ns=`: a mirror has to be told whose content is wanted.
     pub(super) namespace: Option<String>,
-    pub(super) header: HeaderMap,
+    /// May serve manifests by digest and blobs.
+    pub(super) pull: bool,
+    /// May say what a tag names.
+    pub(super) resolve: bool,
+    /// Sent with each request to this host, and to no other.
+    pub(super) headers: HeaderMap,
+    /// How far the host is trusted.
     pub(super) tls: Tls,
-    /// Speaks HTTPS if it turns out not to speak plain HTTP: loopback addresses that nobody configured.
-    pub(super) guess_scheme: bool,
-}
-
-/// How to connect.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Tls {
-    /// PEM files that are trusted besides the system's.
-    pub(super) ca: Vec<PathBuf>,
-    /// PEM files with a certificate, and with its key if that is apart.
-    pub(super) client: Vec<(PathBuf, Option<PathBuf>)>,
-    pub(super) skip_verify: bool,
+    /// Longest time to connect.
     pub(super) dial_timeout: Duration,
 }
 
-impl Default for Tls {
-    fn default() -> Self {
-        Tls {
-            ca: Vec::new(),
-            client: Vec::new(),
-            skip_verify: false,
+/// Trust in a host and proof towards it.
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
+pub(super) struct Tls {
+    /// PEM bundles that are trusted besides the system's.
+    pub(super) authorities: Vec<Vec<u8>>,
+    /// PEM with client certificate and key.
+    pub(super) identity: Option<Vec<u8>>,
+    /// Take any certificate.
+    pub(super) skip_verify: bool,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls")
+            .field("authorities", &self.authorities.len())
+            .field("identity", &self.identity.is_some())
+            .field("skip_verify", &self.skip_verify)
+            .finish()
+    }
+}
+
+const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
+const MAX_HOSTS: usize = 64;
+const MAX_FILE: u64 = 1 << 20;
+
+impl Host {
+    /// A host without settings of its own.
+    pub(super) fn bare(name: &str, base: Url) -> Self {
+        Host {
+            name: name.to_owned(),
+            base,
+            namespace: None,
+            pull: true,
+            resolve: true,
+            headers: HeaderMap::new(),
+            tls: Tls::default(),
             dial_timeout: DIAL_TIMEOUT,
         }
     }
-}
-
-#[derive(Default, Deserialize)]
-struct File {
-    server: Option<String>,
-    #[serde(flatten)]
-    options: Options,
-    #[serde(default)]
-    host: BTreeMap<Spanned<String>, Options>,
-}
-
-#[derive(Default, Deserialize)]
-struct Options {
-    capabilities: Option<Vec<String>>,
-    ca: Option<OneOrMany>,
-    client: Option<Client>,
-    skip_verify: Option<bool>,
-    header: Option<BTreeMap<String, OneOrMany>>,
-    override_path: Option<bool>,
-    dial_timeout: Option<String>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Client {
-    One(String),
-    Many(Vec<OneOrMany>),
-}
-
-impl OneOrMany {
-    fn into_vec(self) -> Vec<String> {
-        match self {
-            OneOrMany::One(one) => vec![one],
-            OneOrMany::Many(many) => many,
-        }
+    /// True for the node itself: no proxy is used, and plain HTTP needs no configuration.
+    pub(super) fn is_loopback(&self) -> bool {
+        is_loopback(&self.base)
     }
 }
 
-/// The hosts of a registry domain, in the order in which they are asked; its own comes last. Blocking.
-pub(super) fn hosts(dirs: &[PathBuf], domain: &str, plain_http: bool) -> Result<Vec<Host>, Error> {
-    let origin = origin(domain, plain_http)?;
-    for dir in dirs {
-        for name in folder_names(domain) {
-            let folder = dir.join(name);
-            let file = folder.join("hosts.toml");
-            match read(&file) {
-                Ok(text) => return parse(&text, &file, domain, &origin),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(wrong(&file, &error.to_string())),
-            }
-            if folder.is_dir() {
-                let mut host = origin;
-                host.tls =
-                    certificates(&folder).map_err(|error| wrong(&folder, &error.to_string()))?;
-                return Ok(vec![host]);
-            }
-        }
-    }
-    Ok(vec![origin])
-}
-
-fn read(file: &Path) -> io::Result<String> {
-    if fs::metadata(file)?.len() > MAX_FILE {
-        return Err(io::Error::other("it is larger than 256 KiB"));
-    }
-    fs::read_to_string(file)
-}
-
-fn folder_names(domain: &str) -> Vec<String> {
-    let mut names = Vec::new();
-    match domain.rsplit_once(':') {
-        Some((host, port)) if !port.contains(']') => {
-            names.push(format!("{host}_{port}_"));
-            names.push(domain.to_owned());
-        }
-        _ => names.push(domain.to_owned()),
-    }
-    names.push("_default".to_owned());
-    names
-}
-
-/// The registry itself.
-fn origin(domain: &str, plain_http: bool) -> Result<Host, Error> {
-    let authority = if domain == "docker.io" {
-        "registry-1.docker.io"
-    } else {
-        domain
-    };
-    let probe = url(&format!("https://{authority}"), Path::new(domain))?;
-    let loopback = is_loopback(&probe);
-    let explicit_443 = probe.port().is_none();
-    let guess = loopback && !explicit_443 && !plain_http;
-    let scheme = if plain_http || guess { "http" } else { "https" };
-    Ok(Host {
-        base: url(&format!("{scheme}://{authority}/v2"), Path::new(domain))?,
-        pull: true,
-        resolve: true,
-        namespace: None,
-        header: HeaderMap::new(),
-        tls: Tls::default(),
-        guess_scheme: guess,
-    })
-}
-
-/// Whether a URL names this machine.
+/// True where a URL names this node.
 pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
+        Some(url::Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
         Some(url::Host::Ipv4(address)) => address.is_loopback(),
         Some(url::Host::Ipv6(address)) => address.is_loopback(),
         None => false,
     }
 }
 
-fn parse(text: &str, file: &Path, domain: &str, origin: &Host) -> Result<Vec<Host>, Error> {
-    let read: File = toml::from_str(text).map_err(|error| wrong(file, error.to_string().trim()))?;
-    let folder = file.parent().unwrap_or(Path::new("."));
-    let mut tables: Vec<(Spanned<String>, Options)> = read.host.into_iter().collect();
-    if tables.len() > MAX_HOSTS {
-        return Err(wrong(file, &format!("it has more than {MAX_HOSTS} hosts")));
-    }
-    // Order counts, and the file has it: the position of each key.
-    tables.sort_by_key(|(name, _)| name.span().start);
-    let mut hosts = Vec::new();
-    for (name, options) in tables {
-        hosts.push(one(name.get_ref(), options, folder, file, domain)?);
-    }
-    let mut last = match &read.server {
-        Some(server) => one(server, read.options, folder, file, domain)?,
-        None => {
-            let base = origin.base.as_str().trim_end_matches("/v2").to_owned();
-            let mut host = one(&base, read.options, folder, file, domain)?;
-            host.guess_scheme = origin.guess_scheme;
-            host
+/// The hosts to ask for a registry domain, in order; the domain's own comes last. Reads files.
+pub(super) fn for_domain(
+    dirs: &[PathBuf],
+    domain: &str,
+    plain_http: bool,
+) -> Result<Vec<Host>, Error> {
+    for root in dirs {
+        for name in dir_names(domain) {
+            let dir = root.join(name);
+            if !dir.is_dir() {
+                continue;
+            }
+            let file = dir.join("hosts.toml");
+            return match read(&file) {
+                Ok(text) => parse(&text, &file, &dir, domain, plain_http),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    certs_d(&dir, domain, plain_http)
+                }
+                Err(error) => Err(at(&file, None, &format!("cannot be read: {error}"))),
+            };
         }
-    };
-    if last.base.host() == origin.base.host() && last.base.port() == origin.base.port() {
-        last.namespace = None;
     }
-    hosts.push(last);
-    Ok(hosts)
+    own(domain, plain_http)
 }
 
-fn one(
-    address: &str,
-    options: Options,
-    folder: &Path,
-    file: &Path,
-    domain: &str,
-) -> Result<Host, Error> {
-    let address = if address.contains("://") {
-        address.to_owned()
-    } else {
-        format!("https://{address}")
-    };
-    let mut base = url(&address, file)?;
-    let path = base.path().trim_end_matches('/').to_owned();
-    let path = if options.override_path == Some(true) || path.ends_with("/v2") {
-        path
-    } else {
-        format!("{path}/v2")
-    };
-    base.set_path(&path);
-    base.set_query(None);
-    let (mut pull, mut resolve) = (true, true);
-    if let Some(capabilities) = &options.capabilities {
-        (pull, resolve) = (false, false);
-        for capability in capabilities {
-            match capability.as_str() {
-                "pull" => pull = true,
-                "resolve" => resolve = true,
-                "push" | "referrers" => {}
-                other => return Err(wrong(file, &format!("unknown capability {other:?}"))),
-            }
-        }
+/// Folders that may hold a domain's configuration, best first.
+fn dir_names(domain: &str) -> Vec<String> {
+    let mut names = Vec::new();
+    if let Some((host, port)) = domain.rsplit_once(':')
+        && !port.is_empty()
+        && port.bytes().all(|b| b.is_ascii_digit())
+    {
+        names.push(format!("{host}_{port}_"));
     }
-    let at = |name: String| folder.join(name);
-    let client = match options.client {
-        None => Vec::new(),
-        Some(Client::One(one)) => vec![(at(one), None)],
-        Some(Client::Many(many)) => many
-            .into_iter()
-            .map(|entry| {
-                let mut files = entry.into_vec().into_iter();
-                match (files.next(), files.next(), files.next()) {
-                    (Some(certificate), key, None) => Ok((at(certificate), key.map(at))),
-                    _ => Err(wrong(file, "a client entry is a file, or a pair of files")),
-                }
-            })
-            .collect::<Result<_, _>>()?,
+    names.push(domain.to_owned());
+    names.push("_default".to_owned());
+    names
+}
+
+/// The domain's own host or, for this node, what it may be.
+fn own(domain: &str, plain_http: bool) -> Result<Vec<Host>, Error> {
+    let host = if domain == "docker.io" {
+        "registry-1.docker.io"
+    } else {
+        domain
     };
-    let mut header = HeaderMap::new();
-    for (name, values) in options.header.unwrap_or_default() {
-        for value in values.into_vec() {
-            let name = HeaderName::try_from(&name)
-                .map_err(|_| wrong(file, &format!("{name:?} is not a header name")))?;
-            let mut value = HeaderValue::try_from(value)
-                .map_err(|_| wrong(file, &format!("the value of header {name:?} is malformed")))?;
-            value.set_sensitive(true);
-            header.append(name, value);
-        }
+    let base = |scheme: &str| {
+        Url::parse(&format!("{scheme}://{host}/v2")).map_err(|error| {
+            Error::new(
+                ErrorClass::Config,
+                format!("registry {}: {error}", redact::text(domain)),
+            )
+        })
+    };
+    let https = Host::bare(host, base("https")?);
+    let http = Host::bare(host, base("http")?);
+    if plain_http {
+        return Ok(vec![http]);
     }
-    let dial_timeout = match &options.dial_timeout {
-        None => DIAL_TIMEOUT,
-        Some(text) => duration(text)
-            .ok_or_else(|| wrong(file, &format!("{text:?} is not a duration such as 5s")))?,
-    };
-    let namespace = (domain != "docker.io" || base.host_str() != Some("registry-1.docker.io"))
-        .then(|| domain.to_owned())
-        .filter(|domain| super::error::host(&base) != *domain);
-    Ok(Host {
-        base,
-        pull,
-        resolve,
-        namespace,
-        header,
-        tls: Tls {
-            ca: options
-                .ca
-                .map(OneOrMany::into_vec)
-                .unwrap_or_default()
-                .into_iter()
-                .map(at)
-                .collect(),
-            client,
-            skip_verify: options.skip_verify.unwrap_or(false),
-            dial_timeout,
-        },
-        guess_scheme: false,
+    if !https.is_loopback() {
+        return Ok(vec![https]);
+    }
+    // An https URL with port 443 or none has no port after parsing.
+    Ok(match https.base.port() {
+        None => vec![https, http],
+        Some(_) => vec![http],
     })
 }
 
-/// docker's form: trust every `*.crt`, show every `*.cert` with the `*.key` of the same name.
-fn certificates(folder: &Path) -> io::Result<Tls> {
+fn read(file: &Path) -> std::io::Result<String> {
+    use std::io::Read;
+    let mut text = String::new();
+    std::fs::File::open(file)?
+        .take(MAX_FILE)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn at(file: &Path, line: Option<usize>, what: &str) -> Error {
+    let line = line.map_or(String::new(), |line| format!(" line {line}"));
+    Error::new(
+        ErrorClass::Config,
+        format!("{}{line}: {what}", file.display()),
+    )
+}
+
+/// Docker's form: `*.crt` are authorities, `*.cert` with `*.key` the client's.
+fn certs_d(dir: &Path, domain: &str, plain_http: bool) -> Result<Vec<Host>, Error> {
+    let listed = std::fs::read_dir(dir)
+        .map_err(|error| at(dir, None, &format!("cannot be listed: {error}")))?;
+    let mut files: Vec<PathBuf> = listed
+        .take(256)
+        .filter_map(|entry| entry.ok().map(|entry| entry.path()))
+        .collect();
+    files.sort();
     let mut tls = Tls::default();
-    let mut names: Vec<PathBuf> = fs::read_dir(folder)?
-        .map(|entry| entry.map(|entry| entry.path()))
-        .collect::<io::Result<_>>()?;
-    names.sort();
-    for path in names {
-        match path.extension().and_then(|extension| extension.to_str()) {
-            Some("crt") => tls.ca.push(path),
-            Some("cert") => {
-                let key = path.with_extension("key");
-                tls.client.push((path, Some(key)));
+    for file in &files {
+        match file.extension().and_then(|extension| extension.to_str()) {
+            Some("crt") => tls.authorities.push(pem(file)?),
+            Some("cert") if tls.identity.is_none() => {
+                tls.identity = Some(identity(file, Some(&file.with_extension("key")))?);
             }
             _ => {}
         }
     }
-    Ok(tls)
-}
-
-/// Go's duration syntax, as far as a time-out needs it: `1m30s`, `500ms`, `1.5s`.
-fn duration(text: &str) -> Option<Duration> {
-    let mut rest = text;
-    let mut sum = Duration::ZERO;
-    while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
-        let (number, after) = rest.split_at(digits);
-        let end = after
-            .find(|c: char| c.is_ascii_digit())
-            .unwrap_or(after.len());
-        let (unit, after) = after.split_at(end);
-        let unit = match unit {
-            "ms" => 0.001,
-            "s" => 1.0,
-            "m" => 60.0,
-            "h" => 3600.0,
-            _ => return None,
-        };
-        let seconds: f64 = number.parse().ok()?;
-        sum = sum.checked_add(Duration::try_from_secs_f64(seconds * unit).ok()?)?;
-        rest = after;
+    let mut hosts = own(domain, plain_http)?;
+    if tls != Tls::default() && !plain_http {
+        // Certificates say that TLS is meant, on this node as well.
+        for host in &mut hosts {
+            let _ = host.base.set_scheme("https");
+            host.tls = tls.clone();
+        }
+        hosts.truncate(1);
     }
-    (!sum.is_zero()).then_some(sum)
+    Ok(hosts)
 }
 
-fn url(text: &str, of: &Path) -> Result<Url, Error> {
-    let parsed = Url::parse(text).ok().filter(|url| {
-        matches!(url.scheme(), "http" | "https")
-            && url.host().is_some()
-            && url.username().is_empty()
-            && url.password().is_none()
-    });
-    parsed.ok_or_else(|| {
-        wrong(
-            of,
-            "it names an address that is not http(s)://host[:port][/path]",
-        )
+fn pem(file: &Path) -> Result<Vec<u8>, Error> {
+    let text = read(file).map_err(|error| at(file, None, &format!("cannot be read: {error}")))?;
+    if !text.contains("-----BEGIN ") {
+        return Err(at(file, None, "is not PEM"));
+    }
+    Ok(text.into_bytes())
+}
+
+fn identity(certificate: &Path, key: Option<&Path>) -> Result<Vec<u8>, Error> {
+    let mut both = pem(certificate)?;
+    if let Some(key) = key {
+        both.push(b'\n');
+        both.extend_from_slice(&pem(key)?);
+    }
+    Ok(both)
+}
+
+/// Parses a `hosts.toml`; certificate files it names are read.
+fn parse(
+    text: &str,
+    file: &Path,
+    dir: &Path,
+    domain: &str,
+    plain_http: bool,
+) -> Result<Vec<Host>, Error> {
+    let reader = Reader { text, file, dir };
+    let document = DeTable::parse(text).map_err(|error| {
+        let line = error.span().map(|span| reader.line(span.start));
+        at(file, line, &redact::text(error.message()))
+    })?;
+    let root = document.get_ref();
+    let mut hosts = Vec::new();
+    if let Some(table) = root.get("host") {
+        let DeValue::Table(tables) = table.get_ref() else {
+            return Err(reader.wrong(
+                table,
+                "\"host\" has to be tables such as [host.\"https://mirror.example\"]",
+            ));
+        };
+        let mut tables: Vec<_> = tables.iter().collect();
+        if tables.len() > MAX_HOSTS {
+            return Err(reader.wrong(table, "more than 64 hosts"));
+        }
+        // The order of the file is the order of asking.
+        tables.sort_by_key(|(name, _)| name.span().start);
+        for (name, settings) in tables {
+            let DeValue::Table(table) = settings.get_ref() else {
+                return Err(reader.wrong(settings, "a host has to be a table"));
+            };
+            hosts.push(reader.host(name.get_ref(), name.span().start, table)?);
+        }
+    }
+    match root.get("server") {
+        Some(server) => {
+            let url = reader.string(server, "server")?;
+            if url.is_empty() {
+                append_own(&reader, root, &mut hosts, domain, plain_http)?;
+            } else {
+                hosts.push(reader.host(url, server.span().start, root)?);
+            }
+        }
+        None => append_own(&reader, root, &mut hosts, domain, plain_http)?,
+    }
+    for host in &mut hosts {
+        let hub = domain == "docker.io" && host.name == "registry-1.docker.io";
+        if !names_domain(&host.base, domain) && !hub {
+            host.namespace = Some(domain.to_owned());
+        }
+    }
+    Ok(hosts)
+}
+
+/// True where a URL leads to the domain itself; `reg.example:443` and `https://reg.example` are the same.
+fn names_domain(base: &Url, domain: &str) -> bool {
+    Url::parse(&format!("{}://{domain}", base.scheme())).is_ok_and(|own| {
+        own.host() == base.host() && own.port_or_known_default() == base.port_or_known_default()
     })
 }
 
-fn wrong(file: &Path, what: &str) -> Error {
-    Error::new(ErrorClass::Config, format!("{}: {what}", file.display()))
+/// The domain's own host with the settings of the file's root.
+fn append_own(
+    reader: &Reader<'_>,
+    root: &DeTable<'_>,
+    hosts: &mut Vec<Host>,
+    domain: &str,
+    plain_http: bool,
+) -> Result<(), Error> {
+    for mut host in own(domain, plain_http)? {
+        reader.settings(root, &mut host)?;
+        hosts.push(host);
+    }
+    Ok(())
+}
+
+struct Reader<'a> {
+    text: &'a str,
+    file: &'a Path,
+    dir: &'a Path,
+}
+
+type Value<'i> = Spanned<DeValue<'i>>;
+
+impl Reader<'_> {
+    fn line(&self, offset: usize) -> usize {
+        let before = self.text.as_bytes().get(..offset).unwrap_or_default();
+        before.iter().filter(|byte| **byte == b'\n').count() + 1
+    }
+    fn wrong(&self, value: &Value<'_>, what: &str) -> Error {
+        at(self.file, Some(self.line(value.span().start)), what)
+    }
+    fn string<'v>(&self, value: &'v Value<'_>, key: &str) -> Result<&'v str, Error> {
+        value
+            .get_ref()
+            .as_str()
+            .ok_or_else(|| self.wrong(value, &format!("{key:?} has to be a string")))
+    }
+    fn boolean(&self, table: &DeTable<'_>, key: &str) -> Result<bool, Error> {
+        table.get(key).map_or(Ok(false), |value| {
+            value
+                .get_ref()
+                .as_bool()
+                .ok_or_else(|| self.wrong(value, &format!("{key:?} has to be true or false")))
+        })
+    }
+    /// A string or a list of strings.
+    fn strings(&self, value: &Value<'_>, key: &str) -> Result<Vec<String>, Error> {
+        match value.get_ref() {
+            DeValue::String(text) => Ok(vec![text.to_string()]),
+            DeValue::Array(list) => list
+                .iter()
+                .map(|item| self.string(item, key).map(str::to_owned))
+                .collect(),
+            _ => Err(self.wrong(
+                value,
+                &format!("{key:?} has to be a string or a list of strings"),
+            )),
+        }
+    }
+
+    fn host(&self, url: &str, offset: usize, table: &DeTable<'_>) -> Result<Host, Error> {
+        let fail = |what: &str| {
+            Err(at(
+                self.file,
+                Some(self.line(offset)),
+                &format!(
+                    "{:?} {what}",
+                    redact::text(url.split('?').next().unwrap_or_default())
+                ),
+            ))
+        };
+        let full = if url.starts_with("http") && url.contains("://") {
+            url.to_owned()
+        } else if url.contains("://") {
+            return fail("is neither https nor http");
+        } else {
+            format!("https://{url}")
+        };
+        let Ok(mut base) = Url::parse(&full) else {
+            return fail("is not a URL of a registry");
+        };
+        if !matches!(base.scheme(), "https" | "http") || base.host_str().is_none() {
+            return fail("is neither https nor http");
+        }
+        if !base.username().is_empty() || base.password().is_some() {
+            return fail(
+                "holds a user name or password; credentials belong in the pull request or in a docker config.json",
+            );
+        }
+        base.set_query(None);
+        base.set_fragment(None);
+        let path = base.path().trim_end_matches('/').to_owned();
+        let as_written = self.boolean(table, "override_path")? || path.ends_with("/v2");
+        base.set_path(&if as_written {
+            path
+        } else {
+            format!("{path}/v2")
+        });
+        let mut host = Host::bare(&redact::host_of(&base), base);
+        self.settings(table, &mut host)?;
+        Ok(host)
+    }
+
+    /// Everything but the URL: for `[host]` tables and the root alike.
+    fn settings(&self, table: &DeTable<'_>, host: &mut Host) -> Result<(), Error> {
+        if let Some(value) = table.get("capabilities") {
+            let DeValue::Array(list) = value.get_ref() else {
+                return Err(self.wrong(value, "\"capabilities\" has to be a list"));
+            };
+            if !list.is_empty() {
+                (host.pull, host.resolve) = (false, false);
+            }
+            for item in list.iter() {
+                match self.string(item, "capabilities")? {
+                    "pull" => host.pull = true,
+                    "resolve" => host.resolve = true,
+                    "push" | "referrers" => {}
+                    other => {
+                        let what = format!(
+                            "capability {:?} is unknown: there are pull, resolve, push and referrers",
+                            redact::text(other)
+                        );
+                        return Err(self.wrong(item, &what));
+                    }
+                }
+            }
+        }
+        host.tls.skip_verify = self.boolean(table, "skip_verify")?;
+        if let Some(value) = table.get("ca") {
+            for name in self.strings(value, "ca")? {
+                host.tls.authorities.push(pem(&self.dir.join(name))?);
+            }
+        }
+        if let Some(value) = table.get("client") {
+            host.tls.identity = self.client(value)?;
+        }
+        if let Some(value) = table.get("header") {
+            host.headers = self.headers(value)?;
+        }
+        if let Some(value) = table.get("dial_timeout") {
+            let text = self.string(value, "dial_timeout")?;
+            host.dial_timeout = duration(text)
+                .filter(|timeout| !timeout.is_zero())
+                .ok_or_else(|| {
+                    self.wrong(
+                        value,
+                        "\"dial_timeout\" has to be a time such as \"3s\" or \"1m30s\"",
+                    )
+                })?;
+        }
+        Ok(())
+    }
+
+    /// One file with both, a list of such, or pairs of certificate and key; the first is shown.
+    fn client(&self, value: &Value<'_>) -> Result<Option<Vec<u8>>, Error> {
+        let wrong = || {
+            self.wrong(
+                value,
+                "\"client\" has to be a file, a list of files or a list of [certificate, key] pairs",
+            )
+        };
+        match value.get_ref() {
+            DeValue::String(file) => identity(&self.dir.join(file.as_ref()), None).map(Some),
+            DeValue::Array(list) => {
+                let mut first = None;
+                for item in list.iter() {
+                    let read = match item.get_ref() {
+                        DeValue::String(file) => identity(&self.dir.join(file.as_ref()), None)?,
+                        DeValue::Array(_) => {
+                            let pair = self.strings(item, "client")?;
+                            match pair.as_slice() {
+                                [file] => identity(&self.dir.join(file), None)?,
+                                [file, key] if key.is_empty() => {
+                                    identity(&self.dir.join(file), None)?
+                                }
+                                [file, key] => {
+                                    identity(&self.dir.join(file), Some(&self.dir.join(key)))?
+                                }
+                                _ => return Err(wrong()),
+                            }
+                        }
+                        _ => return Err(wrong()),
+                    };
+                    first.get_or_insert(read);
+                }
+                Ok(first)
+            }
+            _ => Err(wrong()),
+        }
+    }
+
+    fn headers(&self, value: &Value<'_>) -> Result<HeaderMap, Error> {
+        let DeValue::Table(table) = value.get_ref() else {
+            return Err(self.wrong(value, "\"header\" has to be a table"));
+        };
+        let mut headers = HeaderMap::new();
+        if table.len() > 64 {
+            return Err(self.wrong(value, "more than 64 headers"));
+        }
+        for (name, values) in table {
+            let key = HeaderName::try_from(name.get_ref().as_ref())
+                .map_err(|_| self.wrong(values, "a header name has forbidden characters"))?;
+            for text in self.strings(values, "header")? {
+                // The value may be a secret: it is never repeated.
+                let mut value = HeaderValue::try_from(text)
+                    .map_err(|_| self.wrong(values, "a header value has forbidden characters"))?;
+                value.set_sensitive(true);
+                headers.append(key.clone(), value);
+            }
+        }
+        Ok(headers)
+    }
+}
+
+/// Go's notation: `300ms`, `1.5s`, `1m30s`, `2h`.
+fn duration(text: &str) -> Option<Duration> {
+    let mut rest = text.trim();
+    let mut total = Duration::ZERO;
+    if rest.is_empty() {
+        return None;
+    }
+    while !rest.is_empty() {
+        let number = rest
+            .find(|c: char| !(c.is_ascii_digit() || c == '.'))
+            .unwrap_or(rest.len());
+        let (value, after) = rest.split_at(number);
+        let unit = after
+            .find(|c: char| c.is_ascii_digit() || c == '.')
+            .unwrap_or(after.len());
+        let (unit, after) = after.split_at(unit);
+        let seconds = match unit {
+            "ns" => 1e-9,
+            "us" | "µs" => 1e-6,
+            "ms" => 1e-3,
+            "s" => 1.0,
+            "m" => 60.0,
+            "h" => 3600.0,
+            "" if value == "0" => 0.0,
+            _ => return None,
+        };
+        let value: f64 = value.parse().ok()?;
+        total = total.checked_add(Duration::try_from_secs_f64(value * seconds).ok()?)?;
+        rest = after;
+    }
+    Some(total)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn at(dir: &Path, name: &str, text: &str) {
-        fs::create_dir_all(dir.join(name)).unwrap();
-        fs::write(dir.join(name).join("hosts.toml"), text).unwrap();
-    }
-
-    fn bases(hosts: &[Host]) -> Vec<String> {
-        hosts.iter().map(|host| host.base.to_string()).collect()
-    }
-
-    #[test]
-    fn without_configuration() {
-        for (domain, plain, base, guess) in [
-            ("docker.io", false, "https://registry-1.docker.io/v2", false),
-            ("r.io", false, "https://r.io/v2", false),
-            ("r.io", true, "http://r.io/v2", false),
-            ("localhost:5000", false, "http://localhost:5000/v2", true),
-            ("127.0.0.2:5000", false, "http://127.0.0.2:5000/v2", true),
-            ("[::1]:5000", false, "http://[::1]:5000/v2", true),
-            ("localhost", false, "https://localhost/v2", false),
-            ("10.0.0.1:5000", false, "https://10.0.0.1:5000/v2", false),
-        ] {
-            let hosts = hosts(&[], domain, plain).unwrap();
-            assert_eq!(bases(&hosts), [base], "{domain}");
-            assert_eq!(hosts[0].guess_scheme, guess, "{domain}");
-            assert_eq!(hosts[0].namespace, None);
-        }
-    }
-
-    #[test]
-    fn reads_mirrors_in_the_order_of_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        at(
-            dir.path(),
-            "docker.io",
-            r#"
-server = "https://registry-1.docker.io"
-ca = "root.pem"
-[host."https://z.example"]
-capabilities = ["pull", "resolve"]
-ca = ["a.pem", "/b.pem"]
-client = [["c.cert", "c.key"], "d.pem"]
-skip_verify = true
-dial_timeout = "1m1.5s"
-[host."https://z.example".header]
-x-a = ["1", "2"]
-[host."http://a.example:5000/proxy/v2/hub"]
-capabilities = ["pull"]
-override_path = true
-[host."m.example/prefix"]
-"#,
-        );
-        let hosts = hosts(&[dir.path().to_path_buf()], "docker.io", false).unwrap();
-        assert_eq!(
-            bases(&hosts),
-            [
-                "https://z.example/v2",
-                "http://a.example:5000/proxy/v2/hub",
-                "https://m.example/prefix/v2",
-                "https://registry-1.docker.io/v2",
-            ]
-        );
-        let first = &hosts[0];
-        assert_eq!(first.namespace.as_deref(), Some("docker.io"));
-        assert_eq!(first.header.get_all("x-a").iter().count(), 2);
-        assert!(first.tls.skip_verify);
-        assert_eq!(first.tls.dial_timeout, Duration::from_millis(61_500));
-        assert_eq!(first.tls.ca[0], dir.path().join("docker.io/a.pem"));
-        assert_eq!(first.tls.ca[1], Path::new("/b.pem"));
-        assert_eq!(first.tls.client.len(), 2);
-        assert!(hosts[1].pull && !hosts[1].resolve);
-        assert_eq!(hosts[3].namespace, None);
-        assert_eq!(hosts[3].tls.ca.len(), 1);
-    }
-
-    #[test]
-    fn looks_into_folders_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let dirs = [dir.path().join("none"), dir.path().to_path_buf()];
-        let server = |name: &str| format!("server = \"http://{name}\"");
-        at(dir.path(), "_default", "[host.\"http://mirror\"]");
-        let found = hosts(&dirs, "r.io:5000", false).unwrap();
-        assert_eq!(bases(&found), ["http://mirror/v2", "https://r.io:5000/v2"]);
-        at(dir.path(), "r.io:5000", &server("colon"));
-        assert_eq!(
-            bases(&hosts(&dirs, "r.io:5000", false).unwrap()),
-            ["http://colon/v2"]
-        );
-        at(dir.path(), "r.io_5000_", &server("under"));
-        assert_eq!(
-            bases(&hosts(&dirs, "r.io:5000", false).unwrap()),
-            ["http://under/v2"]
-        );
-        fs::create_dir(dir.path().join("c.io")).unwrap();
-        fs::write(dir.path().join("c.io/x.crt"), "").unwrap();
-        fs::write(dir.path().join("c.io/y.cert"), "").unwrap();
-        let found = hosts(&dirs, "c.io", false).unwrap();
-        assert_eq!(bases(&found), ["https://c.io/v2"]);
-        assert_eq!((found[0].tls.ca.len(), found[0].tls.client.len()), (1, 1));
-    }
-
-    #[test]
-    fn faults_name_the_file_and_the_line() {
-        let dir = tempfile::tempdir().unwrap();
-        for (text, reason) in [
-            ("server = 1\n", "line 1"),
-            ("\n\n[host.\"https://x\"]\ncapabilities = [\"fly\"]", "fly"),
-            ("[host.\"ftp://x\"]", "http(s)"),
-            ("[host.\"https://u:p@x\"]", "http(s)"),
-            ("dial_timeout = \"soon\"", "soon"),
-            ("[header]\n\"a b\" = \"x\"", "header"),
-            ("host = [", "line 1"),
-        ] {
-            at(dir.path(), "r.io", text);
-            let error = hosts(&[dir.path().to_path_buf()], "r.io", false).unwrap_err();
-            assert_eq!(error.class(), ErrorClass::Config);
-            let text = error.to_string();
-            assert!(
-                text.contains(reason) && text.contains("r.io/hosts.toml"),
-                "{text}"
-            );
-        }
-    }
-}
+mod tests;

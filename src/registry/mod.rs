@@ -1,37 +1,34 @@
 //! OCI distribution client: resolve, manifests, blobs as streams. The only room that speaks HTTP to registries.
 //!
-//! It decides how to ask (hosts, tokens, retries, resumption), never what to fetch. Everything it hands out was
-//! checked as far as it can be here: manifests and small blobs by digest, streams by length.
+//! Owns hosts configuration, credentials, tokens, redirects, retries and limits per host. Never stores content, never
+//! chooses platforms, and never lets a secret or a URL query into a message.
 
+mod answer;
 mod auth;
 mod blob;
 mod error;
 mod hosts;
 mod metrics;
-mod request;
+mod redact;
 mod resolve;
 mod retry;
+mod transport;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
+use bytes::Bytes;
 
-use crate::image::Reference;
+use crate::image::{Digest, Reference};
 
-use auth::token::Tokens;
-use hosts::{Host, Tls};
-
-pub use auth::credentials::{Credentials, Secret, docker_credentials};
+pub use auth::{Credentials, Secret, docker_credentials};
 pub use blob::BlobStream;
 pub use error::{Error, ErrorClass};
 pub use metrics::Metrics;
-pub use resolve::{Fetched, Resolved};
 
-/// HTTP clients, limits and schemes are kept for so many hosts; then they are forgotten and made anew.
-const MAX_REMEMBERED: usize = 256;
+use hosts::Host;
+use transport::Transport;
 
 /// Limits and places of the client. One per process.
 #[derive(Clone, Debug)]
@@ -75,74 +72,79 @@ pub struct Access {
 /// The client. Cheap to clone: connections, tokens and limits are shared.
 #[derive(Clone, Debug)]
 pub struct Client {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    config: Config,
-    metrics: Metrics,
-    tokens: Tokens,
-    /// By how they connect, and whether past any proxy.
-    clients: Mutex<HashMap<(Tls, bool), reqwest::Client>>,
-    limits: Mutex<HashMap<String, Arc<Semaphore>>>,
-    /// Loopback addresses that turned out to speak HTTPS.
-    https: Mutex<HashMap<String, ()>>,
+    transport: Arc<Transport>,
 }
 
 /// One repository with its hosts and credentials, as configured at the time of the call.
 #[derive(Clone, Debug)]
 pub struct Repository {
-    shared: Arc<Shared>,
-    /// `library/busybox`
-    path: Arc<str>,
+    transport: Arc<Transport>,
+    /// In the order of asking; the repository's own comes last.
     hosts: Arc<[Host]>,
-    credentials: Arc<Credentials>,
-    /// What each host asked for, so that later requests bring it at once.
-    challenges: Arc<Mutex<HashMap<String, request::Authorisation>>>,
+    domain: Arc<str>,
+    path: Arc<str>,
+    access: Access,
+}
+
+/// What a tag or digest names just now.
+#[derive(Clone, Debug)]
+pub struct Resolved {
+    /// Of the top-level manifest or index.
+    pub digest: Digest,
+    /// Content type as the registry says.
+    pub media_type: String,
+    /// In bytes.
+    pub size: u64,
+    /// The host that answered.
+    pub host: String,
+    /// The document, where a GET was needed to learn the digest.
+    pub body: Option<Bytes>,
+}
+
+/// A manifest whose digest was verified.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Raw bytes.
+    pub bytes: Bytes,
+    /// Content type as the registry says.
+    pub media_type: String,
+    /// The host that answered.
+    pub host: String,
 }
 
 impl Client {
     /// Builds the client; no connection is made.
     pub fn new(config: Config, metrics: Metrics) -> Result<Self, Error> {
-        // A second client finds it installed: that is as good.
+        // An error means that the process has a provider already, which serves as well.
         let _ = rustls::crypto::ring::default_provider().install_default();
+        if http::HeaderValue::try_from(config.user_agent.as_str()).is_err() {
+            return Err(Error::new(
+                ErrorClass::Config,
+                "the user agent has characters that fit in no HTTP header",
+            ));
+        }
         Ok(Client {
-            shared: Arc::new(Shared {
-                config,
-                metrics,
-                tokens: Tokens::default(),
-                clients: Mutex::default(),
-                limits: Mutex::default(),
-                https: Mutex::default(),
-            }),
+            transport: Arc::new(Transport::new(config, metrics)),
         })
     }
 
-    /// Reads the hosts configuration for a reference. Short, but it reads files.
+    /// Reads the hosts configuration for a reference. Reads files: not for the async runtime's own threads.
     pub fn repository(&self, reference: &Reference, access: Access) -> Result<Repository, Error> {
-        let hosts = hosts::hosts(
-            &self.shared.config.hosts_dirs,
-            reference.domain(),
-            access.plain_http,
-        )?;
+        let dirs = &self.transport.config.hosts_dirs;
+        let hosts = hosts::for_domain(dirs, reference.domain(), access.plain_http)?;
         Ok(Repository {
-            shared: self.shared.clone(),
-            path: reference.path().into(),
+            transport: Arc::clone(&self.transport),
             hosts: hosts.into(),
-            credentials: Arc::new(access.credentials),
-            challenges: Arc::default(),
+            domain: reference.domain().into(),
+            path: reference.path().into(),
+            access,
         })
     }
 }
 
-/// Makes room in a map that remembers what can be learnt again.
-fn remember<K: std::hash::Hash + Eq, V>(
-    map: &Mutex<HashMap<K, V>>,
-) -> MutexGuard<'_, HashMap<K, V>> {
-    let mut map = map.lock().unwrap_or_else(PoisonError::into_inner);
-    if map.len() >= MAX_REMEMBERED {
-        map.clear();
+impl Repository {
+    /// `domain/path`, for messages.
+    fn name(&self) -> String {
+        format!("{}/{}", self.domain, self.path)
     }
-    map
 }

@@ -339,3 +339,25 @@ async fn two_agents_on_one_root_or_socket_are_refused() {
     );
     first.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_ends_a_pull_that_hangs() {
+    let agent = agent().await;
+    // A registry that accepts and never answers.
+    let registry = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let image = format!("{}/app:1", registry.local_addr().unwrap());
+    let mut images = ImageServiceClient::new(agent.channel().await);
+    let pull = tokio::spawn(async move {
+        let image = spec(&image);
+        let request = PullImageRequest {
+            image,
+            ..PullImageRequest::default()
+        };
+        images.pull_image(request).await
+    });
+    let _silent = registry.accept().await.unwrap();
+    agent.shutdown.request();
+    let error = pull.await.unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::Cancelled, "{error}");
+    agent.stop().await;
+}

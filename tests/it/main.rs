@@ -9,6 +9,7 @@ mod licences;
 mod operation;
 mod pull;
 mod real;
+mod registry;
 mod support;
 mod tidy;
 mod wire;

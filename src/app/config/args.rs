@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-/// What `larder agent` is started with. A flag wins over its environment variable, which wins over the file.
+/// Serves this node's images on a socket until it is told to stop. A flag wins over its environment variable, which
+/// wins over the configuration file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct AgentArgs {
     /// Configuration file (TOML)

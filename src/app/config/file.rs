@@ -22,6 +22,7 @@ pub(super) struct File {
     pub(super) platform: Option<String>,
     pub(super) pinned: Option<Vec<String>>,
     pub(super) drain_timeout: Option<String>,
+    pub(super) scrub_interval: Option<String>,
     pub(super) log: Log,
     pub(super) pull: Pull,
     pub(super) registry: Registry,

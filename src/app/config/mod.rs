@@ -35,6 +35,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// How long stopping may take.
     pub drain_timeout: Duration,
+    /// Between two steps of re-hashing the store in the background; `None` for never.
+    pub scrub_interval: Option<Duration>,
     /// Logs.
     pub log: LogConfig,
     /// Of the cache and the rooms below it.
@@ -50,7 +52,7 @@ pub struct ConfigError {
 }
 
 impl ConfigError {
-    fn new(place: impl Into<String>, cause: impl std::fmt::Display) -> Self {
+    pub(super) fn new(place: impl Into<String>, cause: impl std::fmt::Display) -> Self {
         ConfigError {
             place: place.into(),
             cause: cause.to_string(),
@@ -88,22 +90,37 @@ impl Config {
         } = Limits::default();
         let (log, pull, registry, limits) = (&file.log, &file.pull, &file.registry, &file.limits);
 
-        let http = pick(&args.http, "--http", &file.http, "http");
-        let platform = pick(&args.platform, "--platform", &file.platform, "platform");
+        let http = pick(&args.http, "--http or LARDER_HTTP", &file.http, "http");
+        let platform = pick(
+            &args.platform,
+            "--platform or LARDER_PLATFORM",
+            &file.platform,
+            "platform",
+        );
         let drain = pick(
             &args.drain_timeout,
-            "--drain-timeout",
+            "--drain-timeout or LARDER_DRAIN_TIMEOUT",
             &file.drain_timeout,
             "drain_timeout",
         );
         let max_layers = pick(
             &args.max_layers,
-            "--max-layers",
+            "--max-layers or LARDER_MAX_LAYERS",
             &pull.max_layers,
             "pull.max_layers",
         );
-        let level = pick(&args.log_level, "--log-level", &log.level, "log.level");
-        let format = pick(&args.log_format, "--log-format", &log.format, "log.format");
+        let level = pick(
+            &args.log_level,
+            "--log-level or LARDER_LOG_LEVEL",
+            &log.level,
+            "log.level",
+        );
+        let format = pick(
+            &args.log_format,
+            "--log-format or LARDER_LOG_FORMAT",
+            &log.format,
+            "log.format",
+        );
 
         let log = LogConfig {
             format: parsed(format, str::parse::<LogFormat>)?.unwrap_or_default(),
@@ -111,7 +128,14 @@ impl Config {
         };
         log.validate().map_err(|error| {
             let flag = args.log_level.is_some();
-            ConfigError::new(if flag { "--log-level" } else { "log.level" }, error)
+            ConfigError::new(
+                if flag {
+                    "--log-level or LARDER_LOG_LEVEL"
+                } else {
+                    "log.level"
+                },
+                error,
+            )
         })?;
 
         let hosts_dirs = match (&args.hosts_dir[..], &file.hosts_dirs) {
@@ -178,13 +202,30 @@ impl Config {
         };
 
         Ok(Config {
-            root: path(pick(&args.root, "--root", &file.root, "root"), ROOT)?,
+            root: path(
+                pick(&args.root, "--root or LARDER_ROOT", &file.root, "root"),
+                ROOT,
+            )?,
             socket: path(
-                pick(&args.socket, "--socket", &file.socket, "socket"),
+                pick(
+                    &args.socket,
+                    "--socket or LARDER_SOCKET",
+                    &file.socket,
+                    "socket",
+                ),
                 SOCKET,
             )?,
             http: address(http)?,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
+            scrub_interval: Some(
+                duration(
+                    of_file(&file.scrub_interval, "scrub_interval"),
+                    Duration::ZERO,
+                    24 * HOUR,
+                )?
+                .unwrap_or(60 * SECOND),
+            )
+            .filter(|pause| !pause.is_zero()),
             log,
             cache,
         })

@@ -1,3 +1,5 @@
+//! What a configuration becomes, and what its errors say.
+
 use super::*;
 
 fn load(args: &AgentArgs, text: &str) -> Result<Config, String> {
@@ -16,6 +18,9 @@ fn defaults_are_the_documented_ones() {
     assert_eq!(config.http, Some("127.0.0.1:9640".parse().unwrap()));
     assert_eq!(config.drain_timeout, Duration::from_secs(20));
     assert_eq!(config.log.level, "info");
+    assert_eq!(config.scrub_interval, Some(Duration::from_secs(60)));
+    let never = load(&AgentArgs::default(), "scrub_interval = \"0s\"\n").unwrap();
+    assert_eq!(never.scrub_interval, None);
 }
 
 #[test]
@@ -133,12 +138,16 @@ fn errors_of_flags_name_the_flag() {
         ..AgentArgs::default()
     };
     let error = load(&args, "http = \"127.0.0.1:1\"\n").unwrap_err();
-    assert!(error.starts_with("--http: "), "{error}");
+    assert!(error.starts_with("--http or LARDER_HTTP: "), "{error}");
     let args = AgentArgs {
         log_level: Some("=".to_owned()),
         ..AgentArgs::default()
     };
-    assert!(load(&args, "").unwrap_err().starts_with("--log-level: "));
+    assert!(
+        load(&args, "")
+            .unwrap_err()
+            .starts_with("--log-level or LARDER_LOG_LEVEL: ")
+    );
     let args = AgentArgs {
         config: Some("/nonexistent/larder.toml".into()),
         ..AgentArgs::default()
@@ -166,6 +175,7 @@ fn the_example_names_every_key_with_its_default() {
     assert_eq!(config.socket, defaults.socket);
     assert_eq!(config.http, defaults.http);
     assert_eq!(config.drain_timeout, defaults.drain_timeout);
+    assert_eq!(config.scrub_interval, defaults.scrub_interval);
     assert_eq!(config.log.level, defaults.log.level);
     assert_eq!(config.cache.max_layers, defaults.cache.max_layers);
     assert_eq!(config.cache.orphan_grace, defaults.cache.orphan_grace);
@@ -183,6 +193,7 @@ fn the_example_names_every_key_with_its_default() {
         "platform",
         "pinned",
         "drain_timeout",
+        "scrub_interval",
         "format",
         "level",
         "max_layers",

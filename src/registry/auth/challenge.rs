@@ -1,148 +1,175 @@
-//! `WWW-Authenticate` headers (RFC 9110, 11.6.1; distribution token specification).
+//! `WWW-Authenticate` (RFC 9110 §11.6.1): several challenges, several headers, quoted strings.
 
-/// What a registry asks for.
+use std::collections::BTreeMap;
+
+/// One challenge of a 401 answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::registry) enum Challenge {
-    /// User and password with each request.
-    Basic,
-    /// A token, bought at `realm`.
-    Bearer {
-        realm: String,
-        service: String,
-        scope: String,
-        /// Why a token that was shown is refused.
-        error: String,
-    },
+pub(in crate::registry) struct Challenge {
+    /// Lower case, such as `bearer`.
+    pub(in crate::registry) scheme: String,
+    /// Names in lower case.
+    pub(in crate::registry) params: BTreeMap<String, String>,
 }
 
-/// Longer headers are not read further.
-const MAX: usize = 8192;
+/// More than any registry sends.
+const MAX_CHALLENGES: usize = 8;
+const MAX_PARAMS: usize = 16;
+const MAX_BYTES: usize = 8 << 10;
 
-/// The challenges of one or more headers, in order; schemes that larder does not speak are left out.
-pub(in crate::registry) fn parse<'a>(headers: impl Iterator<Item = &'a str>) -> Vec<Challenge> {
-    let mut found = Vec::new();
-    for header in headers {
-        let text: String = header.chars().take(MAX).collect();
-        for (scheme, parameters) in split(&text) {
-            let get = |name: &str| {
-                parameters
-                    .iter()
-                    .find(|(key, _)| key.eq_ignore_ascii_case(name))
-                    .map(|(_, value)| value.clone())
-                    .unwrap_or_default()
-            };
-            match scheme.to_ascii_lowercase().as_str() {
-                "basic" => found.push(Challenge::Basic),
-                "bearer" if !get("realm").is_empty() => found.push(Challenge::Bearer {
-                    realm: get("realm"),
-                    service: get("service"),
-                    scope: get("scope"),
-                    error: get("error"),
-                }),
-                _ => {}
+impl Challenge {
+    /// All challenges of one header value; what is malformed ends the list.
+    pub(in crate::registry) fn parse(value: &str) -> Vec<Challenge> {
+        let mut found: Vec<Challenge> = Vec::new();
+        let mut rest = value.get(..value.len().min(MAX_BYTES)).unwrap_or_default();
+        loop {
+            rest = rest.trim_start_matches([' ', '\t', ',']);
+            let (name, after) = token(rest);
+            if name.is_empty() {
+                return found;
             }
-        }
-    }
-    found
-}
-
-type Parameters = Vec<(String, String)>;
-
-/// Splits `Scheme a=b, c="d", Other e=f`.
-fn split(text: &str) -> Vec<(String, Parameters)> {
-    let mut challenges: Vec<(String, Parameters)> = Vec::new();
-    let mut rest = text.trim_start();
-    while !rest.is_empty() {
-        rest = rest.trim_start_matches([' ', '\t', ',']);
-        let end = rest.find([' ', '\t', ',', '=']).unwrap_or(rest.len());
-        let (word, after) = rest.split_at(end);
-        let value = after.trim_start().strip_prefix('=');
-        match value {
-            Some(value) => {
-                let (value, after) = take_value(value.trim_start());
-                if let Some((_, parameters)) = challenges.last_mut() {
-                    parameters.push((word.to_owned(), value));
+            let follows = after.trim_start_matches([' ', '\t']);
+            if let (Some(value), Some(challenge)) = (follows.strip_prefix('='), found.last_mut()) {
+                let Some((value, after)) = param_value(value) else {
+                    return found;
+                };
+                if challenge.params.len() < MAX_PARAMS {
+                    challenge
+                        .params
+                        .entry(name.to_ascii_lowercase())
+                        .or_insert(value);
                 }
                 rest = after;
-            }
-            None if word.is_empty() => {
-                rest = after.get(1..).unwrap_or_default();
-            }
-            None => {
-                challenges.push((word.to_owned(), Vec::new()));
-                rest = after;
+            } else {
+                if found.len() >= MAX_CHALLENGES {
+                    return found;
+                }
+                found.push(Challenge {
+                    scheme: name.to_ascii_lowercase(),
+                    params: BTreeMap::new(),
+                });
+                rest = skip_token68(after);
             }
         }
     }
-    challenges
+
+    /// A parameter that is there and not empty.
+    pub(in crate::registry) fn param(&self, name: &str) -> Option<&str> {
+        self.params
+            .get(name)
+            .map(String::as_str)
+            .filter(|value| !value.is_empty())
+    }
 }
 
-/// A token, or a quoted string with its escapes undone.
-fn take_value(text: &str) -> (String, &str) {
+fn is_token(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "!#$%&'*+-.^_`|~".contains(c)
+}
+
+fn token(text: &str) -> (&str, &str) {
+    let end = text.find(|c| !is_token(c)).unwrap_or(text.len());
+    text.split_at(end)
+}
+
+fn param_value(text: &str) -> Option<(String, &str)> {
+    let text = text.trim_start_matches([' ', '\t']);
     let Some(quoted) = text.strip_prefix('"') else {
+        // Some registries leave URLs unquoted, so this takes more than a token.
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
         let (value, rest) = text.split_at(end);
-        return (value.to_owned(), rest);
+        return Some((value.to_owned(), rest));
     };
     let mut value = String::new();
     let mut chars = quoted.char_indices();
-    while let Some((at, char)) = chars.next() {
-        match char {
-            '"' => return (value, quoted.get(at + 1..).unwrap_or_default()),
-            '\\' => value.extend(chars.next().map(|(_, escaped)| escaped)),
-            other => value.push(other),
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, quoted.get(at + 1..)?)),
+            '\\' => value.push(chars.next()?.1),
+            c => value.push(c),
         }
     }
-    (value, "")
+    None
+}
+
+/// Schemes such as `Negotiate` carry one base64 word in place of parameters.
+fn skip_token68(text: &str) -> &str {
+    let start = text.trim_start_matches(' ');
+    let end = start
+        .find(|c: char| !(c.is_ascii_alphanumeric() || "-._~+/".contains(c)))
+        .unwrap_or(start.len());
+    let after = start.get(end..).unwrap_or_default();
+    let padded = after.trim_start_matches('=');
+    let ends = padded.trim_start_matches([' ', '\t']);
+    let closes = ends.is_empty() || ends.starts_with(',');
+    let is_word = after.len() != padded.len() || text.len() != start.len();
+    if end > 0 && closes && is_word {
+        padded
+    } else {
+        text
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
-    fn bearer(realm: &str, service: &str, scope: &str, error: &str) -> Challenge {
-        Challenge::Bearer {
-            realm: realm.into(),
-            service: service.into(),
-            scope: scope.into(),
-            error: error.into(),
-        }
+    fn shown(value: &str) -> Vec<String> {
+        Challenge::parse(value)
+            .iter()
+            .map(|c| format!("{} {:?}", c.scheme, c.params))
+            .collect()
     }
 
     #[test]
-    fn reads_what_registries_send() {
-        for (text, wanted) in [
-            (
-                r#"Bearer realm="https://auth.x/token",service="x",scope="repository:a/b:pull,push""#,
-                vec![bearer(
-                    "https://auth.x/token",
-                    "x",
-                    "repository:a/b:pull,push",
-                    "",
-                )],
+    fn registries_challenges() {
+        assert_eq!(
+            shown(
+                r#"Bearer realm="https://auth.example/token",service="reg.example",scope="repository:a/b:pull,push""#
             ),
-            ("Basic realm=\"x\"", vec![Challenge::Basic]),
-            ("basic", vec![Challenge::Basic]),
-            (
-                r#"Negotiate, Basic realm="a, b", bearer realm=https://t , error="invalid_token""#,
-                vec![
-                    Challenge::Basic,
-                    bearer("https://t", "", "", "invalid_token"),
-                ],
-            ),
-            (r#"Bearer realm="a\"b""#, vec![bearer("a\"b", "", "", "")]),
-            ("Bearer service=\"x\"", vec![]),
-            ("", vec![]),
-            ("=,=", vec![]),
-        ] {
-            assert_eq!(parse([text].into_iter()), wanted, "{text}");
-        }
+            [
+                r#"bearer {"realm": "https://auth.example/token", "scope": "repository:a/b:pull,push", "service": "reg.example"}"#
+            ]
+        );
+        assert_eq!(
+            shown(r#"Basic realm="a \"b\", c""#),
+            [r#"basic {"realm": "a \"b\", c"}"#]
+        );
+        assert_eq!(
+            shown(r#"Negotiate, Basic realm=x , BEARER Realm = "y",service=z"#),
+            [
+                "negotiate {}",
+                r#"basic {"realm": "x"}"#,
+                r#"bearer {"realm": "y", "service": "z"}"#
+            ]
+        );
+        assert_eq!(
+            shown(r#"Negotiate YWJj==, Basic realm="x""#),
+            ["negotiate {}", r#"basic {"realm": "x"}"#]
+        );
+        assert_eq!(
+            shown("Bearer realm=https://a/b"),
+            [r#"bearer {"realm": "https://a/b"}"#]
+        );
+        assert_eq!(shown("Basic"), ["basic {}"]);
+        assert_eq!(shown(r#"Bearer realm="open"#), ["bearer {}"]);
+        assert!(shown("").is_empty());
+        assert!(shown("\"").is_empty());
     }
 
-    proptest::proptest! {
+    proptest! {
         #[test]
-        fn never_panics(text in "\\PC{0,100}", odd in "[A-Za-z =,\"\\\\]{0,40}") {
-            parse([text.as_str(), odd.as_str()].into_iter());
+        fn any_text_ends(value in ".{0,200}") {
+            prop_assert!(Challenge::parse(&value).len() <= MAX_CHALLENGES);
+        }
+        #[test]
+        fn header_like_text_ends(value in "[A-Za-z=\", \\\\]{0,80}") {
+            prop_assert!(Challenge::parse(&value).len() <= MAX_CHALLENGES);
+        }
+        #[test]
+        fn quoted_values_come_back(value in "[ -~]{1,40}") {
+            let quoted = value.replace('\\', "\\\\").replace('"', "\\\"");
+            let parsed = Challenge::parse(&format!("Bearer realm=\"{quoted}\""));
+            prop_assert_eq!(parsed[0].params["realm"].as_str(), value.as_str());
         }
     }
 }

@@ -1,38 +1,31 @@
-//! What a caller shows to a registry, and where docker keeps it.
+//! What a caller shows to a registry, and docker's `config.json` as a source of it.
 
-use std::collections::BTreeMap;
-use std::fmt;
+use std::collections::HashMap;
 use std::path::Path;
 use std::process::Stdio;
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use base64::Engine;
 use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::registry::Error;
-use crate::registry::error::ErrorClass;
+use crate::registry::{Error, ErrorClass};
 
-/// A config.json or a helper's answer that is larger is refused.
-const MAX_BYTES: u64 = 1 << 20;
-const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
-/// The key under which docker keeps Docker Hub's credentials.
-const HUB: &str = "https://index.docker.io/v1/";
-
-/// A secret string: never printed.
+/// A secret string: never printed, compared by its fingerprint only.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret(String);
 
 impl Secret {
-    /// The secret, for the one who sends it.
+    /// The secret, for the one who sends it on.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
 }
 
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("[secret]")
     }
 }
@@ -63,44 +56,66 @@ pub enum Credentials {
 }
 
 impl Credentials {
-    /// A hash by which equal credentials are known, to share what they bought. Not for showing.
+    /// Tells credentials apart without showing them: a hash keyed anew in each process, so it is of no use elsewhere.
     pub fn fingerprint(&self) -> [u8; 32] {
-        let mut hasher = blake3::Hasher::new();
-        let mut part = |text: &str| {
-            hasher.update(&(text.len() as u64).to_le_bytes());
-            hasher.update(text.as_bytes());
+        let (kind, parts): (u8, [&str; 2]) = match self {
+            Credentials::Anonymous => (0, ["", ""]),
+            Credentials::Basic { username, password } => (1, [username, &password.0]),
+            Credentials::Identity(secret) => (2, [&secret.0, ""]),
+            Credentials::Bearer(secret) => (3, [&secret.0, ""]),
         };
-        match self {
-            Credentials::Anonymous => part("anonymous"),
-            Credentials::Basic { username, password } => {
-                part("basic");
-                part(username);
-                part(&password.0);
-            }
-            Credentials::Identity(token) => {
-                part("identity");
-                part(&token.0);
-            }
-            Credentials::Bearer(token) => {
-                part("bearer");
-                part(&token.0);
-            }
+        let mut hash = Sha256::new();
+        hash.update(process_key());
+        hash.update([kind]);
+        for part in parts {
+            // The length keeps ("ab", "c") and ("a", "bc") apart.
+            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(part.as_bytes());
         }
-        *hasher.finalize().as_bytes()
+        hash.finalize().into()
+    }
+
+    /// `username:password` in base64, as basic auth writes it.
+    pub(super) fn basic(username: &str, password: &str) -> String {
+        base64::engine::general_purpose::STANDARD.encode(format!("{username}:{password}"))
     }
 }
 
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
+/// Drawn once per process from the standard library's hash keys, which come from the kernel.
+fn process_key() -> &'static [u8; 32] {
+    static KEY: OnceLock<[u8; 32]> = OnceLock::new();
+    KEY.get_or_init(|| {
+        use std::hash::{BuildHasher, Hasher};
+        let mut hash = Sha256::new();
+        let state = std::hash::RandomState::new();
+        for round in 0..4_u8 {
+            let mut hasher = state.build_hasher();
+            hasher.write_u8(round);
+            hash.update(hasher.finish().to_le_bytes());
+        }
+        hash.finalize().into()
+    })
+}
+
+/// Docker Hub's name in `config.json`, kept from its first protocol.
+const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
+const MAX_HELPER_BYTES: u64 = 64 << 10;
+const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct DockerConfig {
-    auths: BTreeMap<String, DockerAuth>,
-    cred_helpers: BTreeMap<String, String>,
+    auths: HashMap<String, AuthEntry>,
+    #[serde(rename = "credHelpers")]
+    cred_helpers: HashMap<String, String>,
+    #[serde(rename = "credsStore")]
     creds_store: String,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize, Default)]
 #[serde(default)]
-struct DockerAuth {
+struct AuthEntry {
     auth: String,
     username: String,
     password: String,
@@ -109,235 +124,322 @@ struct DockerAuth {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "PascalCase")]
 struct HelperAnswer {
+    #[serde(rename = "Username", default)]
     username: String,
+    #[serde(rename = "Secret", default)]
     secret: String,
 }
 
-/// Credentials for a registry domain from a docker `config.json`: a helper for the domain, the general helper, then
-/// the file itself. `None` where there are none, or no file.
+/// Credentials from a docker `config.json` (auths, credHelpers, credsStore) for a registry domain. A file that is not
+/// there holds none.
 pub async fn docker_credentials(file: &Path, domain: &str) -> Result<Option<Credentials>, Error> {
-    let wrong =
-        |what: String| Error::new(ErrorClass::Config, format!("{}: {what}", file.display()));
-    let text = match tokio::fs::metadata(file).await {
-        Ok(meta) if meta.len() > MAX_BYTES => return Err(wrong("it is larger than 1 MiB".into())),
-        Ok(_) => tokio::fs::read(file)
-            .await
-            .map_err(|error| wrong(error.to_string()))?,
+    let bytes = match read(file).await {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(wrong(error.to_string())),
+        Err(error) => return Err(config(file, &format!("cannot be read: {error}"))),
     };
-    // The position is told, never the text: it is a file of secrets.
-    let config: DockerConfig = serde_json::from_slice(&text).map_err(|error| {
-        wrong(format!(
-            "not a docker config.json, see line {} column {}",
-            error.line(),
-            error.column()
-        ))
+    // The error of the JSON parser may quote a value, so only its place is told.
+    let parsed: DockerConfig = serde_json::from_slice(&bytes).map_err(|error| {
+        config(
+            file,
+            &format!(
+                "is not a docker config.json (line {}, column {})",
+                error.line(),
+                error.column()
+            ),
+        )
     })?;
-    let keys: Vec<&str> = if domain == "docker.io" {
-        vec![HUB, "docker.io", "index.docker.io", "https://docker.io"]
-    } else {
-        vec![domain]
-    };
-    let helper = keys
-        .iter()
-        .find_map(|key| config.cred_helpers.get(*key))
-        .or_else(|| Some(&config.creds_store).filter(|helper| !helper.is_empty()));
+    let hub = matches!(
+        domain,
+        "docker.io" | "index.docker.io" | "registry-1.docker.io"
+    );
+    let key = if hub { DOCKER_HUB } else { domain };
+    let helper = parsed
+        .cred_helpers
+        .get(key)
+        .or_else(|| parsed.cred_helpers.get(domain))
+        .or(Some(&parsed.creds_store))
+        .filter(|helper| !helper.is_empty());
     if let Some(helper) = helper
-        && let Some(found) = ask_helper(helper, keys.first().copied().unwrap_or(domain)).await?
+        && let Some(found) = ask_helper(file, &helper_program(file, helper)?, key).await?
     {
         return Ok(Some(found));
     }
-    let entry = config.auths.iter().find(|(key, _)| {
-        let bare = key
-            .trim_start_matches("https://")
-            .trim_start_matches("http://");
-        let bare = bare.split('/').next().unwrap_or_default();
-        keys.contains(&key.as_str()) || keys.contains(&bare)
+    let entry = parsed.auths.get(key).or_else(|| {
+        parsed
+            .auths
+            .iter()
+            .filter(|(name, _)| {
+                let host = host_of_key(name);
+                host == domain || (hub && matches!(host, "docker.io" | "index.docker.io"))
+            })
+            .min_by_key(|(name, _)| name.as_str())
+            .map(|(_, entry)| entry)
     });
-    match entry {
-        None => Ok(None),
-        Some((key, auth)) => auth
-            .read()
-            .map_err(|what| wrong(format!("the entry of {key:?} {what}"))),
-    }
+    entry.map_or(Ok(None), |entry| from_entry(entry, file, domain))
 }
 
-impl DockerAuth {
-    fn read(&self) -> Result<Option<Credentials>, &'static str> {
-        if !self.identitytoken.is_empty() {
-            return Ok(Some(Credentials::Identity(
-                self.identitytoken.clone().into(),
-            )));
-        }
-        if !self.registrytoken.is_empty() {
-            return Ok(Some(Credentials::Bearer(self.registrytoken.clone().into())));
-        }
-        if !self.username.is_empty() {
-            return Ok(Some(Credentials::Basic {
-                username: self.username.clone(),
-                password: self.password.clone().into(),
-            }));
-        }
-        if self.auth.is_empty() {
-            return Ok(None);
-        }
-        let bytes = STANDARD
-            .decode(self.auth.trim())
-            .map_err(|_| "has an auth that is not base64")?;
-        let text = String::from_utf8(bytes).map_err(|_| "has an auth that is not text")?;
-        let (username, password) = text
-            .trim_end_matches('\0')
-            .split_once(':')
-            .ok_or("has an auth without ':'")?;
-        Ok(Some(Credentials::Basic {
+async fn read(file: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let open = tokio::fs::File::open(file).await?;
+    open.take(MAX_CONFIG_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .await?;
+    if bytes.len() as u64 > MAX_CONFIG_BYTES {
+        return Err(std::io::Error::other("it is larger than 1 MiB"));
+    }
+    Ok(bytes)
+}
+
+fn config(file: &Path, what: &str) -> Error {
+    Error::new(
+        ErrorClass::Config,
+        format!("credentials file {} {what}", file.display()),
+    )
+}
+
+/// Keys may be URLs: `https://reg.example/v1/` means `reg.example`.
+fn host_of_key(key: &str) -> &str {
+    let key = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
+    key.split_once('/').map_or(key, |(host, _)| host)
+}
+
+fn from_entry(entry: &AuthEntry, file: &Path, domain: &str) -> Result<Option<Credentials>, Error> {
+    if !entry.registrytoken.is_empty() {
+        return Ok(Some(Credentials::Bearer(
+            entry.registrytoken.clone().into(),
+        )));
+    }
+    if !entry.identitytoken.is_empty() {
+        return Ok(Some(Credentials::Identity(
+            entry.identitytoken.clone().into(),
+        )));
+    }
+    if !entry.auth.is_empty() {
+        let malformed = || {
+            config(
+                file,
+                &format!(
+                    "has a malformed \"auth\" for {domain}: it has to be base64 of user:password"
+                ),
+            )
+        };
+        let decoded = base64::engine::general_purpose::STANDARD
+            .decode(entry.auth.trim())
+            .map_err(|_| malformed())?;
+        let decoded = String::from_utf8(decoded).map_err(|_| malformed())?;
+        let (username, password) = decoded.split_once(':').ok_or_else(malformed)?;
+        return Ok(Some(Credentials::Basic {
             username: username.to_owned(),
-            password: password.to_owned().into(),
-        }))
+            password: password.trim_matches('\0').to_owned().into(),
+        }));
     }
+    if entry.username.is_empty() && entry.password.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(Credentials::Basic {
+        username: entry.username.clone(),
+        password: entry.password.clone().into(),
+    }))
 }
 
-/// Runs `docker-credential-<helper> get`, the domain on its standard input.
-async fn ask_helper(helper: &str, domain: &str) -> Result<Option<Credentials>, Error> {
-    let program = format!("docker-credential-{helper}");
-    let wrong = |what: &str| {
-        Error::new(
-            ErrorClass::Config,
-            format!("credential helper {program}: {what}"),
+/// The program of a helper's name, looked up in `PATH`.
+fn helper_program(file: &Path, helper: &str) -> Result<String, Error> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    if helper.len() > 64 || !helper.bytes().all(plain) {
+        return Err(config(
+            file,
+            "names a credential helper with other characters than letters, digits, '-', '_' and '.'",
+        ));
+    }
+    Ok(format!("docker-credential-{helper}"))
+}
+
+/// Runs `<program> get` with the server's name on its standard input; no shell.
+async fn ask_helper(
+    file: &Path,
+    program: &str,
+    server: &str,
+) -> Result<Option<Credentials>, Error> {
+    let failed = |why: &str| {
+        config(
+            file,
+            &format!("names the credential helper {program} for {server}, which {why}"),
         )
     };
-    if !helper
-        .bytes()
-        .all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
-    {
-        return Err(wrong("its name is not a plain word"));
-    }
-    let run = async {
-        let mut child = tokio::process::Command::new(&program)
-            .arg("get")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .kill_on_drop(true)
-            .spawn()?;
-        if let Some(mut stdin) = child.stdin.take() {
-            // A helper that needs no input may be gone already.
-            let _ = stdin.write_all(domain.as_bytes()).await;
+    let mut child = tokio::process::Command::new(program)
+        .arg("get")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .map_err(|error| failed(&format!("cannot be started: {error}; install it in PATH")))?;
+    let (stdin, stdout) = (child.stdin.take(), child.stdout.take());
+    let talk = async {
+        if let Some(mut stdin) = stdin {
+            // A helper that does not read its input may still answer.
+            let _ = stdin.write_all(server.as_bytes()).await;
         }
         let mut out = Vec::new();
-        if let Some(stdout) = child.stdout.take() {
-            stdout.take(MAX_BYTES).read_to_end(&mut out).await?;
+        if let Some(stdout) = stdout {
+            stdout
+                .take(MAX_HELPER_BYTES + 1)
+                .read_to_end(&mut out)
+                .await?;
         }
-        let status = child.wait().await?;
-        Ok::<_, std::io::Error>((status, out))
+        if out.len() as u64 > MAX_HELPER_BYTES {
+            return Ok((None, out));
+        }
+        child.wait().await.map(|status| (Some(status), out))
     };
-    let (status, out) = tokio::time::timeout(HELPER_TIMEOUT, run)
-        .await
-        .map_err(|_| wrong("it did not answer in 10 s"))?
-        .map_err(|error| wrong(&error.to_string()))?;
+    let (status, out) = match tokio::time::timeout(HELPER_TIMEOUT, talk).await {
+        Err(_) => return Err(failed("did not answer within 10 s")),
+        Ok(Err(error)) => return Err(failed(&format!("broke off: {error}"))),
+        Ok(Ok((None, _))) => return Err(failed("answered more than 64 KiB")),
+        Ok(Ok((Some(status), out))) => (status, out),
+    };
     if !status.success() {
-        let text = String::from_utf8_lossy(&out);
-        if text.contains("credentials not found") {
-            return Ok(None);
-        }
-        return Err(wrong(&format!("it ended with {status}")));
+        // The one answer of the protocol that means "none", told on standard output with a failing exit.
+        let none = String::from_utf8_lossy(&out).contains("credentials not found");
+        return if none {
+            Ok(None)
+        } else {
+            Err(failed(&format!("ended with {status}")))
+        };
     }
-    let answer: HelperAnswer =
-        serde_json::from_slice(&out).map_err(|_| wrong("its answer is not the expected JSON"))?;
-    Ok(Some(if answer.username == "<token>" {
-        Credentials::Identity(answer.secret.into())
-    } else {
-        Credentials::Basic {
-            username: answer.username,
-            password: answer.secret.into(),
-        }
-    }))
+    let answer: HelperAnswer = serde_json::from_slice(&out)
+        .map_err(|_| failed("answered something that is not its protocol"))?;
+    Ok(match (answer.username.as_str(), answer.secret) {
+        ("", secret) if secret.is_empty() => None,
+        ("<token>", secret) => Some(Credentials::Identity(secret.into())),
+        (username, secret) => Some(Credentials::Basic {
+            username: username.to_owned(),
+            password: secret.into(),
+        }),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    async fn check(text: &str, domain: &str) -> Result<Option<Credentials>, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("config.json");
-        std::fs::write(&file, text).unwrap();
-        docker_credentials(&file, domain)
-            .await
-            .map_err(|error| error.to_string())
-    }
-
-    fn basic(username: &str, password: &str) -> Option<Credentials> {
-        Some(Credentials::Basic {
-            username: username.into(),
+    fn basic(username: &str, password: &str) -> Credentials {
+        Credentials::Basic {
+            username: username.to_owned(),
             password: password.to_owned().into(),
-        })
-    }
-
-    #[tokio::test]
-    async fn reads_docker_config() {
-        let auth = STANDARD.encode("me:pa:ss");
-        let text = format!(
-            r#"{{"auths":{{"r.io":{{"auth":"{auth}"}},"https://p.io/v1/":{{"username":"u","password":"p"}},
-            "{HUB}":{{"identitytoken":"t"}},"q.io:5000":{{"registrytoken":"b"}},"e.io":{{}}}},"other":1}}"#
-        );
-        assert_eq!(check(&text, "r.io").await, Ok(basic("me", "pa:ss")));
-        assert_eq!(check(&text, "p.io").await, Ok(basic("u", "p")));
-        assert_eq!(
-            check(&text, "docker.io").await,
-            Ok(Some(Credentials::Identity("t".to_owned().into())))
-        );
-        assert_eq!(
-            check(&text, "q.io:5000").await,
-            Ok(Some(Credentials::Bearer("b".to_owned().into())))
-        );
-        assert_eq!(check(&text, "e.io").await, Ok(None));
-        assert_eq!(check(&text, "x.io").await, Ok(None));
-        assert_eq!(
-            docker_credentials(Path::new("/no/such"), "r.io")
-                .await
-                .unwrap(),
-            None
-        );
-    }
-
-    #[tokio::test]
-    async fn faults_tell_no_secret() {
-        for (text, reason) in [
-            (r#"{"auths":{"r.io":{"auth":"c2VjcmV0"}}}"#, "without ':'"),
-            (r#"{"auths":{"r.io":{"auth":"secret!"}}}"#, "base64"),
-            (r#"{"auths":"secret"}"#, "line 1"),
-            (r#"{"credsStore":"../secret"}"#, "plain word"),
-            (
-                r#"{"credHelpers":{"r.io":"no-such-helper-at-all"}}"#,
-                "No such file",
-            ),
-        ] {
-            let error = check(text, "r.io").await.unwrap_err();
-            assert!(error.contains(reason), "{error}");
-            assert!(
-                !error.contains("c2Vj") && !error.contains("secret!"),
-                "{error}"
-            );
         }
-        assert!(!format!("{:?}", basic("u", "hidden")).contains("hidden"));
     }
 
     #[test]
-    fn fingerprints_differ() {
-        let all = [
-            Credentials::Anonymous,
-            basic("a", "bc").unwrap(),
-            basic("ab", "c").unwrap(),
-            Credentials::Identity("a".to_owned().into()),
-            Credentials::Bearer("a".to_owned().into()),
-        ];
-        for (n, one) in all.iter().enumerate() {
-            for (m, other) in all.iter().enumerate() {
-                assert_eq!(one.fingerprint() == other.fingerprint(), n == m);
-            }
+    fn fingerprints_tell_apart_and_show_nothing() {
+        assert_eq!(basic("a", "b").fingerprint(), basic("a", "b").fingerprint());
+        assert_ne!(
+            basic("ab", "c").fingerprint(),
+            basic("a", "bc").fingerprint()
+        );
+        assert_ne!(
+            Credentials::Identity("x".to_owned().into()).fingerprint(),
+            Credentials::Bearer("x".to_owned().into()).fingerprint()
+        );
+        assert!(!format!("{:?}", basic("u", "hunter2")).contains("hunter2"));
+    }
+
+    async fn found(json: &str, domain: &str) -> Result<Option<Credentials>, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("config.json");
+        std::fs::write(&file, json).unwrap();
+        docker_credentials(&file, domain).await
+    }
+
+    fn same(found: Result<Option<Credentials>, Error>, wanted: &Credentials) -> bool {
+        found.unwrap().unwrap().fingerprint() == wanted.fingerprint()
+    }
+
+    #[tokio::test]
+    async fn auths_in_all_their_forms() {
+        let json = r#"{"auths":{
+            "https://index.docker.io/v1/":{"auth":"aHViOnNlY3JldA=="},
+            "https://reg.example/v2/":{"username":"u","password":"p"},
+            "ident.example:5000":{"auth":"dTp4","identitytoken":"tok"},
+            "bearer.example":{"registrytoken":"raw"},
+            "empty.example":{},
+            "bad.example":{"auth":"%%%"},
+            "nocolon.example":{"auth":"aHVi"}
+        }}"#;
+        assert!(same(
+            found(json, "docker.io").await,
+            &basic("hub", "secret")
+        ));
+        assert!(same(found(json, "reg.example").await, &basic("u", "p")));
+        assert!(same(
+            found(json, "ident.example:5000").await,
+            &Credentials::Identity("tok".to_owned().into())
+        ));
+        assert!(same(
+            found(json, "bearer.example").await,
+            &Credentials::Bearer("raw".to_owned().into())
+        ));
+        assert!(found(json, "empty.example").await.unwrap().is_none());
+        assert!(found(json, "ident.example").await.unwrap().is_none());
+        for domain in ["bad.example", "nocolon.example"] {
+            let error = found(json, domain).await.unwrap_err();
+            assert_eq!(error.class(), ErrorClass::Config);
+            assert!(error.to_string().contains(domain), "{error}");
+            assert!(!error.to_string().contains("aHVi"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bad_files_are_named_without_their_content() {
+        let error = found("{\"auths\": {\"x\": \"hunter2\"}}", "x")
+            .await
+            .unwrap_err();
+        assert!(error.to_string().contains("config.json"), "{error}");
+        assert!(!error.to_string().contains("hunter2"), "{error}");
+        let none = docker_credentials(Path::new("/does/not/exist"), "x").await;
+        assert!(none.unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn helper_names_are_no_paths_and_missing_helpers_are_named() {
+        let error = found(r#"{"credsStore":"../x"}"#, "a").await.unwrap_err();
+        assert!(error.to_string().contains("other characters"), "{error}");
+        let error = found(r#"{"credHelpers":{"a":"not-there-at-all"}}"#, "a").await;
+        let error = error.unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("docker-credential-not-there-at-all"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn helpers_are_asked_by_their_protocol() {
+        let program = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/tests/it/support/docker-credential-fake"
+        );
+        let ask = |server: &'static str| ask_helper(Path::new("config.json"), program, server);
+        assert!(same(ask("reg.example").await, &basic("u", "reg.example")));
+        assert!(same(
+            ask("token.example").await,
+            &Credentials::Identity("t".to_owned().into())
+        ));
+        assert!(ask("none.example").await.unwrap().is_none());
+        for (server, word) in [
+            ("fail.example", "exit status: 3"),
+            ("garbage.example", "not its protocol"),
+            ("flood.example", "more than 64 KiB"),
+        ] {
+            let error = ask(server).await.unwrap_err();
+            assert!(error.to_string().contains(word), "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
         }
     }
 }

@@ -1,5 +1,10 @@
-//! Who a caller is, and what that buys at a registry.
+//! Credentials, challenges and tokens. Secrets enter here and leave only in an `Authorization` header or a token request.
 
-pub(super) mod challenge;
-pub(super) mod credentials;
-pub(super) mod token;
+mod challenge;
+mod credentials;
+mod token;
+
+pub use credentials::{Credentials, Secret, docker_credentials};
+
+pub(super) use challenge::Challenge;
+pub(super) use token::{Method, Tokens};

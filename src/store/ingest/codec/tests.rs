@@ -1,3 +1,5 @@
+//! Tests of the decode stage.
+
 use std::io::Write;
 use std::sync::mpsc::{channel, sync_channel};
 

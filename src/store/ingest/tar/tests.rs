@@ -1,3 +1,5 @@
+//! Tests of the tar parser.
+
 use std::process::Command;
 
 use proptest::prelude::*;

@@ -1,3 +1,5 @@
+//! Tests of the tree builder.
+
 use super::*;
 use crate::store::ingest::tar::EntryKind;
 
