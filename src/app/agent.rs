@@ -190,6 +190,8 @@ async fn serve(
         }
     };
     let result = tokio::select! {
+        // Both servers end by themselves, too, once it is asked for.
+        biased;
         () = shutdown.wait() => Ok(()),
         ended = &mut served => Err(anyhow!("the socket's server ended by itself: {ended:?}")),
         ended = admin_ended => Err(anyhow!("the server of metrics and probes ended by itself: {ended:?}")),

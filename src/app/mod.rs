@@ -9,5 +9,5 @@ mod credentials;
 pub mod demo;
 mod open;
 
-pub use credentials::credentials_for;
+pub use credentials::{Found, credentials_for};
 pub use open::{CacheOptions, Opened, open_cache};

@@ -1,146 +1,166 @@
-//! One client of larder.v1 for every verb: over the agent's socket, or over a store opened here.
+//! The one client: `larder.v1` of an agent over its socket, or of a store opened by this process over a pipe in memory.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use prometheus_client::registry::Registry;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use tonic::transport::{Channel, Endpoint, Server};
-use tower::service_fn;
+use tonic::{Response, Status};
 
-use super::Global;
+use super::Globals;
 use super::failure::Failure;
 use crate::app::{self, CacheOptions};
+use crate::control;
 use crate::control::proto::images_client::ImagesClient;
-use crate::{control, telemetry};
 
-pub(super) type Client = ImagesClient<Channel>;
-
-/// A config may be large, a list long.
-const MAX_MESSAGE: usize = 64 << 20;
-const CONNECT: Duration = Duration::from_secs(5);
-/// Bytes under way between a verb and a store opened in the same process.
+/// A list of 100,000 images is smaller.
+const MAX_ANSWER: usize = 64 << 20;
+/// A local socket answers at once or never.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Of the pipe in memory.
 const PIPE: usize = 256 << 10;
+/// What ending the store's work may take.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Runs a verb with a connected client, and closes what was opened for it.
-pub(super) fn run(
-    global: &Global,
-    verb: impl AsyncFnOnce(Client) -> Result<(), Failure>,
-) -> Result<(), Failure> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(2)
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::failed(format!("start the runtime: {error}")))?;
-    let outcome = runtime.block_on(async {
-        match &global.root {
-            None => {
-                let client = connect(global.socket()).await?;
-                interruptible(verb(client)).await
-            }
-            Some(root) => {
-                let (client, opened) = open(root, global).await?;
-                let outcome = interruptible(verb(client)).await;
-                opened.cache.shutdown().await;
-                outcome
-            }
+/// A connection to where the images are.
+pub(super) struct Client {
+    /// The calls.
+    pub(super) images: ImagesClient<Channel>,
+    agent: Option<PathBuf>,
+    end: Option<End>,
+}
+
+/// Ends the store this process opened.
+type End = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+impl Client {
+    pub(super) async fn open(globals: &Globals) -> Result<Self, Failure> {
+        match &globals.root {
+            Some(root) => Self::local(root, &globals.hosts_dir).await,
+            None => Self::agent(&globals.socket()).await,
         }
-    });
-    runtime.shutdown_timeout(Duration::from_secs(2));
-    outcome
-}
-
-/// Ctrl-C ends a verb in an orderly way: a store opened here is closed, a pull taken back.
-pub(super) async fn interruptible(
-    verb: impl Future<Output = Result<(), Failure>>,
-) -> Result<(), Failure> {
-    tokio::select! {
-        outcome = verb => outcome,
-        _ = tokio::signal::ctrl_c() => Err(Failure::failed("interrupted")),
     }
-}
 
-/// Connects to an agent.
-pub(super) async fn connect(socket: &Path) -> Result<Client, Failure> {
-    let path = socket.to_owned();
-    // The address is for the protocol only: HTTP/2 wants a host name, and a path is none.
-    let channel = Endpoint::from_static("http://localhost")
-        .connect_timeout(CONNECT)
-        .connect_with_connector(service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(path).await.map(TokioIo::new) }
-        }))
-        .await
-        .map_err(|error| {
-            let cause = root_cause(&error);
-            Failure::failed(format!(
-                "no agent at {}: {cause}; start one with `larder agent`, or give --root DIR to work without",
-                socket.display()
-            ))
-        })?;
-    Ok(client(channel))
-}
-
-fn root_cause(error: &dyn std::error::Error) -> String {
-    let mut last = error;
-    while let Some(next) = last.source() {
-        last = next;
-    }
-    last.to_string()
-}
-
-fn client(channel: Channel) -> Client {
-    ImagesClient::new(channel)
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE)
-}
-
-/// Opens a store and serves it to a client in this process.
-async fn open(root: &Path, global: &Global) -> Result<(Client, app::Opened), Failure> {
-    // What matters is printed; logs are for whoever asks for them.
-    let level = std::env::var("LARDER_LOG_LEVEL").unwrap_or_else(|_| "off".to_owned());
-    let config = telemetry::LogConfig {
-        format: telemetry::LogFormat::Human,
-        level,
-    };
-    telemetry::init(&config).map_err(|error| Failure::usage(error.to_string()))?;
-    let mut options = CacheOptions {
-        // A verb that was interrupted has nobody who would come back for the rest.
-        orphan_grace: Duration::ZERO,
-        ..CacheOptions::default()
-    };
-    if !global.hosts_dir.is_empty() {
-        options.hosts_dirs.clone_from(&global.hosts_dir);
-    }
-    let root = root.to_owned();
-    let opened = tokio::task::spawn_blocking(move || {
-        app::open_cache(&root, options, &mut Registry::default())
-    })
-    .await
-    .map_err(|error| Failure::failed(format!("open the store: {error}")))??;
-    let (here, there) = tokio::io::duplex(PIPE);
-    let service = control::server(opened.cache.clone());
-    tokio::spawn(async move {
-        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(there));
-        if let Err(error) = Server::builder()
-            .add_service(service)
-            .serve_with_incoming(incoming)
+    pub(super) async fn agent(socket: &Path) -> Result<Self, Failure> {
+        let stream = UnixStream::connect(socket)
             .await
-        {
-            tracing::warn!(%error, "Service in this process ended");
+            .map_err(|error| unreachable(socket, &error))?;
+        let channel = channel(stream)
+            .await
+            .map_err(|cause| Failure::new(format!("{}: {cause}", socket.display())))?;
+        Ok(Client {
+            images: client(channel),
+            agent: Some(socket.to_owned()),
+            end: None,
+        })
+    }
+
+    async fn local(root: &Path, hosts_dirs: &[PathBuf]) -> Result<Self, Failure> {
+        let mut options = CacheOptions {
+            // After a verb nobody comes back for the rest.
+            orphan_grace: Duration::ZERO,
+            ..CacheOptions::default()
+        };
+        if !hosts_dirs.is_empty() {
+            options.hosts_dirs = hosts_dirs.to_vec();
         }
+        let root = root.to_owned();
+        let opening = tokio::task::spawn_blocking(move || {
+            app::open_cache(&root, options, &mut Registry::default())
+        });
+        let opened = opening
+            .await
+            .map_err(|error| Failure::new(format!("opening the store: {error}")))??;
+        let (near, far) = tokio::io::duplex(PIPE);
+        let service = control::server(opened.cache.clone());
+        tokio::spawn(
+            Server::builder()
+                .add_service(service)
+                .serve_with_incoming(tokio_stream::once(Ok::<_, std::io::Error>(far))),
+        );
+        let channel = channel(near).await.map_err(Failure::new)?;
+        let cache = opened.cache;
+        Ok(Client {
+            images: client(channel),
+            agent: None,
+            end: Some(Box::new(move || {
+                Box::pin(async move { cache.shutdown().await })
+            })),
+        })
+    }
+
+    /// The answer of a call, or what went wrong in words for people.
+    pub(super) fn answer<T>(&self, answer: Result<Response<T>, Status>) -> Result<T, Failure> {
+        answer
+            .map(Response::into_inner)
+            .map_err(|status| self.failure(&status))
+    }
+
+    pub(super) fn failure(&self, status: &Status) -> Failure {
+        Failure::of_status(status, self.agent.as_deref())
+    }
+
+    /// Lets the work of a store that this process opened end in order. What is cut off here, the next start cleans up.
+    pub(super) async fn close(mut self) {
+        if let Some(end) = self.end.take() {
+            let _ = timeout(END_TIMEOUT, end()).await;
+        }
+    }
+}
+
+fn client(channel: Channel) -> ImagesClient<Channel> {
+    ImagesClient::new(channel).max_decoding_message_size(MAX_ANSWER)
+}
+
+/// HTTP/2 over one stream that is open already; there is no second one, so a lost connection stays lost.
+async fn channel(
+    stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+) -> Result<Channel, String> {
+    let stream = Arc::new(Mutex::new(Some(stream)));
+    let connector = tower::service_fn(move |_| {
+        let stream = stream
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+            .ok_or_else(|| std::io::Error::from(std::io::ErrorKind::NotConnected));
+        std::future::ready(stream.map(TokioIo::new))
     });
-    let mut here = Some(here);
-    let channel = Endpoint::from_static("http://localhost")
-        .connect_with_connector(service_fn(move |_| {
-            let here = here.take();
-            async move {
-                here.map(TokioIo::new)
-                    .ok_or_else(|| std::io::Error::other("the store was closed"))
-            }
-        }))
-        .await
-        .map_err(|error| Failure::failed(format!("open the store: {error}")))?;
-    Ok((client(channel), opened))
+    // The name goes into :authority, where HTTP/2 has no place for a path.
+    let endpoint = Endpoint::from_static("http://localhost");
+    let connecting = endpoint.connect_with_connector(connector);
+    match timeout(CONNECT_TIMEOUT, connecting).await {
+        Ok(Ok(channel)) => Ok(channel),
+        Ok(Err(error)) => {
+            use std::error::Error;
+            let cause = error.source().map(ToString::to_string);
+            Err(cause.unwrap_or_else(|| error.to_string()))
+        }
+        Err(_) => Err("no answer".to_owned()),
+    }
+}
+
+fn unreachable(socket: &Path, error: &std::io::Error) -> Failure {
+    use std::io::ErrorKind;
+    let remedy = match error.kind() {
+        ErrorKind::PermissionDenied => {
+            "the socket is its owner's: run larder as that user, or use a store of your own with --root DIR"
+        }
+        _ => {
+            "start one with \"larder agent\", name its socket with --socket PATH, or go without one with --root DIR"
+        }
+    };
+    let cause = match error.kind() {
+        ErrorKind::NotFound => "there is no such socket".to_owned(),
+        ErrorKind::ConnectionRefused => "nobody listens".to_owned(),
+        _ => error.to_string(),
+    };
+    Failure::new(format!(
+        "no agent at {}: {cause}; {remedy}",
+        socket.display()
+    ))
 }

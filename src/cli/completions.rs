@@ -1,25 +1,30 @@
-//! `larder completions`
+//! `larder completions`.
 
-use clap::{Args, CommandFactory};
+use std::io::{self, Write};
+
 use clap_complete::Shell;
 
-use super::Cli;
-use super::failure::Failure;
+use super::Done;
 
-/// Prints a completion script.
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  larder completions bash > /etc/bash_completion.d/larder")]
-pub(super) struct Completions {
-    /// Shell to complete for
+pub(super) const AFTER: &str = "\
+Examples:
+  larder completions bash > /etc/bash_completion.d/larder
+  larder completions zsh > \"${fpath[1]}/_larder\"
+  larder completions fish > ~/.config/fish/completions/larder.fish";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The shell
     #[arg(value_enum)]
     shell: Shell,
 }
 
-impl Completions {
-    pub(super) fn run(self) -> Result<(), Failure> {
-        let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut Cli::command(), "larder", &mut script);
-        let text = String::from_utf8_lossy(&script);
-        super::output::line(text.trim_end())
-    }
+pub(super) fn run(args: &Args) -> Done {
+    // The generator panics where its writer fails.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, &mut super::command(), "larder", &mut script);
+    let mut out = io::stdout().lock();
+    out.write_all(&script)?;
+    out.flush()?;
+    Ok(())
 }

@@ -1,59 +1,114 @@
-//! `larder df`
+//! `larder df`.
 
-use clap::Args;
 use serde::Serialize;
 
+use super::Done;
 use super::client::Client;
-use super::failure::Failure;
-use super::{Global, output};
-use crate::control::proto::UsageRequest;
+use super::output::{count, facts, percent, say, size};
+use super::run::Terminal;
+use crate::control::proto::{UsageRequest, UsageResponse};
 
-/// Shows what the store holds and what it occupies on disk.
-#[derive(Debug, Args)]
-pub(super) struct Df {}
+pub(super) const AFTER: &str = "\
+Contents are what the files of all layers add up to, each layer counted once. On disk is what the store really
+occupies; the difference is what files that several layers have in common would take once more.
 
-#[derive(Serialize)]
+Examples:
+  larder df
+  larder df -o json | jq .storedBytes";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Usage {
+struct View {
     root: String,
     images: u64,
     layers: u64,
     segments: u64,
     inodes: u64,
-    /// Sum over distinct layers of their contents.
     logical_bytes: u64,
-    /// What the store really occupies on disk.
     stored_bytes: u64,
-    /// Contents that are kept once instead of several times.
     saved_bytes: u64,
 }
 
-impl Df {
-    pub(super) async fn run(self, global: &Global, mut client: Client) -> Result<(), Failure> {
-        let answer = client.usage(UsageRequest {}).await?.into_inner();
-        let usage = Usage {
-            root: answer.root,
-            images: answer.images,
-            layers: answer.layers,
-            segments: answer.segments,
-            inodes: answer.inodes,
-            logical_bytes: answer.logical_bytes,
-            stored_bytes: answer.stored_bytes,
-            saved_bytes: answer.logical_bytes.saturating_sub(answer.stored_bytes),
+pub(super) async fn run(_: &Args, client: &mut Client, terminal: &Terminal) -> Done {
+    let answer = client.images.usage(UsageRequest {}).await;
+    let usage = client.answer(answer)?;
+    if terminal.quiet {
+        say(usage.stored_bytes)?;
+        return Ok(());
+    }
+    let saved = usage.logical_bytes.saturating_sub(usage.stored_bytes);
+    let view = View {
+        root: usage.root.clone(),
+        images: usage.images,
+        layers: usage.layers,
+        segments: usage.segments,
+        inodes: usage.inodes,
+        logical_bytes: usage.logical_bytes,
+        stored_bytes: usage.stored_bytes,
+        saved_bytes: saved,
+    };
+    if !terminal.format().print(&view)? {
+        say(text(&usage))?;
+    }
+    Ok(())
+}
+
+fn text(usage: &UsageResponse) -> String {
+    let saved = usage.logical_bytes.saturating_sub(usage.stored_bytes);
+    let share = percent(saved, usage.logical_bytes)
+        .map(|percent| format!(" ({percent}%)"))
+        .unwrap_or_default();
+    facts(&[
+        ("STORE", usage.root.clone()),
+        ("IMAGES", usage.images.to_string()),
+        ("LAYERS", usage.layers.to_string()),
+        ("CONTENTS", size(usage.logical_bytes)),
+        (
+            "ON DISK",
+            format!(
+                "{} in {}, {} of them packs",
+                size(usage.stored_bytes),
+                count(usage.inodes, "file"),
+                usage.segments
+            ),
+        ),
+        ("SAVED", format!("{}{share}", size(saved))),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn for_people() {
+        let usage = UsageResponse {
+            logical_bytes: 4_000_000_000,
+            stored_bytes: 1_000_000_000,
+            inodes: 93,
+            images: 6,
+            layers: 40,
+            segments: 12,
+            root: "/var/lib/larder".to_owned(),
         };
-        if output::structured(global.output, &usage)? {
-            return Ok(());
-        }
-        let row = vec![
-            usage.images.to_string(),
-            usage.layers.to_string(),
-            output::bytes(usage.logical_bytes),
-            output::bytes(usage.stored_bytes),
-            output::bytes(usage.saved_bytes),
-            usage.inodes.to_string(),
-        ];
-        let header = ["IMAGES", "LAYERS", "CONTENTS", "ON DISK", "SAVED", "FILES"];
-        output::line(&output::table(&header, &[0, 1, 2, 3, 4, 5], vec![row]))?;
-        output::line(&format!("\nStore: {}", usage.root))
+        assert_eq!(
+            text(&usage),
+            "\
+STORE      /var/lib/larder
+IMAGES     6
+LAYERS     40
+CONTENTS   4.00GB
+ON DISK    1.00GB in 93 files, 12 of them packs
+SAVED      3.00GB (75%)"
+        );
+        // An empty store has more on disk than in layers.
+        let usage = UsageResponse {
+            stored_bytes: 4096,
+            ..UsageResponse::default()
+        };
+        assert!(text(&usage).ends_with("SAVED      0B"));
     }
 }

@@ -1,37 +1,41 @@
-//! `larder fsck`
+//! `larder fsck`.
 
-use std::io::IsTerminal;
-
-use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
+use super::Done;
 use super::client::Client;
-use super::failure::Failure;
-use super::{Global, output};
-use crate::control::proto::{FsckReport, FsckRequest};
+use super::failure::{FAILED, Failure};
+use super::output::{count, familiar, percent, printable, say, size};
+use super::run::Terminal;
+use crate::control::proto::{Damage, FsckReport, FsckRequest};
 
-/// Verifies every byte of the store. What is damaged is taken out of use at once: a pull brings it back.
-#[derive(Debug, Args)]
-#[command(after_help = "Exits with 1 when damage was found that is not repaired.")]
-pub(super) struct Fsck {
-    /// Also drop what is damaged and files that nothing names
+pub(super) const AFTER: &str = "\
+Reads every layer and every pack and compares checksums. With --repair, what is damaged is set aside, so that the
+next pull of the images concerned fetches it again. Exit code 1 says that damage is left.
+
+Examples:
+  larder fsck
+  larder fsck --repair
+  larder fsck -o json | jq -r '.damaged[].images[]' | sort -u";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Set aside what is damaged, to be pulled again
     #[arg(long)]
     repair: bool,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Report {
+#[derive(Debug, Serialize)]
+struct View {
     layers: u64,
     extents: u64,
     bytes: u64,
-    damaged: Vec<Damage>,
+    damaged: Vec<DamageView>,
 }
 
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Damage {
+#[derive(Debug, Serialize)]
+struct DamageView {
     kind: String,
     subject: String,
     cause: String,
@@ -39,84 +43,154 @@ struct Damage {
     repaired: bool,
 }
 
-impl Fsck {
-    pub(super) async fn run(self, global: &Global, mut client: Client) -> Result<(), Failure> {
-        let request = FsckRequest {
-            repair: self.repair,
-        };
-        let mut events = client.fsck(request).await?.into_inner();
-        let bar = (std::io::stderr().is_terminal() && !global.quiet).then(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10));
-            let style =
-                ProgressStyle::with_template("Verifying [{bar:40}] {percent}% of {total_bytes}");
-            bar.set_style(
-                style
-                    .unwrap_or_else(|_| ProgressStyle::default_bar())
-                    .progress_chars("=> "),
-            );
-            bar
-        });
-        let mut report = None;
-        while let Some(event) = events.message().await? {
-            if let Some(bar) = &bar {
-                bar.set_length(event.total_bytes);
-                bar.set_position(event.done_bytes);
-            }
-            report = event.report.or(report);
+impl From<Damage> for DamageView {
+    fn from(damage: Damage) -> Self {
+        DamageView {
+            kind: damage.kind,
+            subject: damage.subject,
+            cause: damage.cause,
+            images: damage.images,
+            repaired: damage.repaired,
         }
-        if let Some(bar) = bar {
-            bar.finish_and_clear();
-        }
-        let report = report.ok_or_else(|| Failure::failed("the agent ended without a report"))?;
-        let report = read(report);
-        let open = report
-            .damaged
-            .iter()
-            .filter(|damage| !damage.repaired)
-            .count();
-        if !output::structured(global.output, &report)? && !global.quiet {
-            output::line(&format!(
-                "{} layers, {} contents, {} verified",
-                report.layers,
-                report.extents,
-                output::bytes(report.bytes)
-            ))?;
-            for damage in &report.damaged {
-                let repaired = if damage.repaired { " (repaired)" } else { "" };
-                output::line(&format!(
-                    "{}: {}: {}{repaired}",
-                    damage.kind, damage.subject, damage.cause
-                ))?;
-                for image in &damage.images {
-                    output::line(&format!("  pull again: {}", output::familiar(image)))?;
-                }
-            }
-            if report.damaged.is_empty() {
-                output::line("No damage")?;
-            }
-        }
-        if open > 0 {
-            return Err(Failure::told(1));
-        }
-        Ok(())
     }
 }
 
-fn read(report: FsckReport) -> Report {
-    Report {
-        layers: report.layers,
-        extents: report.extents,
-        bytes: report.bytes,
-        damaged: report
-            .damaged
-            .into_iter()
-            .map(|damage| Damage {
-                kind: damage.kind,
-                subject: damage.subject,
-                cause: damage.cause,
-                images: damage.images,
-                repaired: damage.repaired,
-            })
-            .collect(),
+pub(super) async fn run(args: &Args, client: &mut Client, terminal: &Terminal) -> Done {
+    let request = FsckRequest {
+        repair: args.repair,
+    };
+    let answer = client.images.fsck(request).await;
+    let mut events = client.answer(answer)?;
+    let bar = bar(terminal);
+    let mut report = None;
+    while let Some(event) = events
+        .message()
+        .await
+        .map_err(|status| client.failure(&status))?
+    {
+        bar.set_message(progress(event.done_bytes, event.total_bytes));
+        report = event.report.or(report);
+    }
+    bar.finish_and_clear();
+    let report = report.ok_or_else(|| Failure::new("the verification ended without a report"))?;
+    let left = report.damaged.iter().any(|damage| !damage.repaired);
+
+    if terminal.quiet {
+        for damage in &report.damaged {
+            say(printable(&damage.subject))?;
+        }
+    } else if terminal.format() == super::output::Format::Table {
+        say(text(&report, args.repair))?;
+    } else {
+        terminal.format().print(&View {
+            layers: report.layers,
+            extents: report.extents,
+            bytes: report.bytes,
+            damaged: report.damaged.into_iter().map(DamageView::from).collect(),
+        })?;
+    }
+    if left {
+        return Err(Failure::silent(FAILED));
+    }
+    Ok(())
+}
+
+fn bar(terminal: &Terminal) -> ProgressBar {
+    if !terminal.bars || terminal.quiet {
+        return ProgressBar::hidden();
+    }
+    let target = ProgressDrawTarget::stderr_with_hz(10);
+    let style = ProgressStyle::with_template("{wide_msg}");
+    ProgressBar::with_draw_target(None, target)
+        .with_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()))
+}
+
+fn progress(done: u64, total: u64) -> String {
+    let percent = percent(done, total).unwrap_or(0);
+    format!("Verifying: {} of {} ({percent}%)", size(done), size(total))
+}
+
+fn text(report: &FsckReport, repair: bool) -> String {
+    let checked = format!(
+        "Checked {}, {}, {}",
+        count(report.layers, "layer"),
+        count(report.extents, "content"),
+        size(report.bytes)
+    );
+    if report.damaged.is_empty() {
+        return format!("{checked}: no damage.");
+    }
+    let found = u64::try_from(report.damaged.len()).unwrap_or(u64::MAX);
+    let mut lines = vec![format!("{checked}: {} damaged.", count(found, "part"))];
+    for damage in &report.damaged {
+        let state = if damage.repaired { " (repaired)" } else { "" };
+        lines.push(format!(
+            "{} {}{state}: {}",
+            damage.kind,
+            printable(&damage.subject),
+            printable(&damage.cause)
+        ));
+    }
+    let mut images: Vec<String> = report
+        .damaged
+        .iter()
+        .flat_map(|damage| &damage.images)
+        .map(|name| printable(&familiar(name)))
+        .collect();
+    images.sort();
+    images.dedup();
+    if !images.is_empty() {
+        lines.push("Pull these again to heal them:".to_owned());
+        lines.extend(images.iter().map(|name| format!("  larder pull {name}")));
+    }
+    if !repair && report.damaged.iter().any(|damage| !damage.repaired) {
+        lines.push("larder fsck --repair sets aside what is damaged.".to_owned());
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_what_is_damaged_and_what_helps() {
+        let mut report = FsckReport {
+            layers: 1,
+            extents: 2,
+            bytes: 3000,
+            damaged: Vec::new(),
+        };
+        assert_eq!(
+            text(&report, false),
+            "Checked 1 layer, 2 contents, 3.00kB: no damage."
+        );
+        report.damaged.push(Damage {
+            kind: "pack".to_owned(),
+            subject: "packs/1.pack".to_owned(),
+            cause: "its checksum is wrong".to_owned(),
+            images: vec!["docker.io/library/busybox:1".to_owned()],
+            repaired: false,
+        });
+        assert_eq!(
+            text(&report, false),
+            "\
+Checked 1 layer, 2 contents, 3.00kB: 1 part damaged.
+pack packs/1.pack: its checksum is wrong
+Pull these again to heal them:
+  larder pull busybox:1
+larder fsck --repair sets aside what is damaged."
+        );
+        report.damaged[0].repaired = true;
+        let text = text(&report, true);
+        assert!(
+            text.contains("(repaired)") && !text.contains("--repair"),
+            "{text}"
+        );
+        assert_eq!(
+            progress(1_000_000, 4_000_000),
+            "Verifying: 1.00MB of 4.00MB (25%)"
+        );
+        assert_eq!(progress(0, 0), "Verifying: 0B of 0B (0%)");
     }
 }

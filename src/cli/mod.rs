@@ -1,7 +1,7 @@
-//! The terminal: what is typed, what is printed, and with which code the program ends.
+//! The terminal: `larder VERB`.
 //!
-//! Every verb about images speaks larder.v1, to the agent's socket or, with `--root`, to a service of its own over an
-//! open store: one path for both. Exit codes: 0 done, 1 failed, 2 usage, 3 not found.
+//! Owns flags, help, tables, progress and exit codes. Decides nothing about images: each verb asks `larder.v1`, of an
+//! agent or of a store it opened itself, over the same client.
 
 mod agent;
 mod client;
@@ -17,150 +17,165 @@ mod output;
 mod progress;
 mod pull;
 mod rmi;
+mod run;
 mod unpack;
 mod version;
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::app::config::{AgentArgs, SOCKET};
 use failure::Failure;
 use output::Format;
 
-/// An image cache for Kubernetes nodes: pulls once, keeps every file once.
+const ABOUT: &str = "An image cache for Kubernetes nodes: pulls once, keeps every file once";
+
+const AFTER: &str = "\
+Without --root, verbs talk to the agent (start one with: larder agent).
+With --root DIR they open the store in DIR themselves; no agent may run on it then.
+
+Examples:
+  larder pull busybox                          through the agent
+  larder --root ~/images pull busybox          without an agent
+  larder images -o json | jq -r '.[].id'
+  larder df
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 3 no such image.";
+
 #[derive(Debug, Parser)]
 #[command(
     name = "larder",
     version,
-    propagate_version = true,
-    arg_required_else_help = true,
+    about = ABOUT,
+    after_help = AFTER,
     max_term_width = 100,
-    after_help = "Verbs talk to the agent at --socket; with --root DIR they open the store themselves, no agent needed.\n\
-                  Exit codes: 0 done, 1 failed, 2 usage, 3 not found."
+    arg_required_else_help = true,
+    disable_help_subcommand = true
 )]
 struct Cli {
     #[command(flatten)]
-    global: Global,
+    globals: Globals,
     #[command(subcommand)]
     verb: Verb,
 }
 
-/// Where the images are, and how to print.
-#[derive(Debug, Args)]
-struct Global {
-    /// Socket of the agent [default: /run/larder/larder.sock]
+/// Flags that every verb takes, before or after its name. Those that `larder agent` has too have the same type and
+/// name, so that `larder --root DIR agent` means what it says.
+#[derive(Clone, Debug, clap::Args)]
+#[command(next_help_heading = "Global options")]
+struct Globals {
+    /// Open the store in DIR instead of talking to an agent
+    #[arg(long, global = true, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// The agent's socket [default: /run/larder/larder.sock]
+    #[arg(long, global = true, env = "LARDER_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
+    /// With --root: folder with HOST/hosts.toml [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
     #[arg(
         long,
         global = true,
-        env = "LARDER_SOCKET",
-        value_name = "PATH",
-        hide_env_values = true
+        env = "LARDER_HOSTS_DIR",
+        value_name = "DIR",
+        value_delimiter = ':'
     )]
-    socket: Option<PathBuf>,
-    /// Open the store in DIR directly, without an agent
-    #[arg(long, global = true, value_name = "DIR")]
-    root: Option<PathBuf>,
-    /// With --root: folder with HOST/hosts.toml [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
-    #[arg(long, global = true, value_name = "DIR")]
     hosts_dir: Vec<PathBuf>,
-    /// How to print results
-    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
-    output: Format,
-    /// Print ids only, and no progress
+    /// How to print results; table where a verb does not say otherwise
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    output: Option<Format>,
+    /// No progress, and ids only
     #[arg(short, long, global = true)]
     quiet: bool,
+    /// Log to standard error what happens; twice for more
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
 }
 
-impl Global {
-    fn socket(&self) -> &Path {
-        let default = Path::new("/run/larder/larder.sock");
-        self.socket.as_deref().unwrap_or(default)
+impl Globals {
+    fn socket(&self) -> PathBuf {
+        self.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET))
     }
 }
 
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// Run the node agent in the foreground
-    Agent(agent::Agent),
-    /// Pull an image
-    #[command(visible_alias = "p")]
-    Pull(pull::Pull),
+    #[command(after_help = agent::AFTER)]
+    Agent(AgentArgs),
+    /// Pull images from their registries
+    #[command(after_help = pull::AFTER)]
+    Pull(pull::Args),
     /// List images
-    #[command(visible_alias = "ls", alias = "image-list")]
-    Images(images::Images),
-    /// Show everything about images, as JSON
-    #[command(visible_alias = "inspecti")]
-    Inspect(inspect::Inspect),
-    /// Remove images, with all their names
-    #[command(visible_alias = "rm")]
-    Rmi(rmi::Rmi),
+    #[command(visible_alias = "ls", after_help = images::AFTER)]
+    Images(images::Args),
+    /// Show all about images: config, layers and who shares them
+    #[command(visible_alias = "inspecti", after_help = inspect::AFTER)]
+    Inspect(inspect::Args),
+    /// Remove images and free their space
+    #[command(visible_alias = "rm", after_help = rmi::AFTER)]
+    Rmi(rmi::Args),
     /// Show what the store holds and what it occupies
-    #[command(alias = "usage")]
-    Df(df::Df),
-    /// Verify the store, byte by byte
-    #[command(alias = "verify")]
-    Fsck(fsck::Fsck),
+    #[command(alias = "usage", alias = "imagefsinfo", after_help = df::AFTER)]
+    Df(df::Args),
+    /// Read everything in the store and compare checksums
+    #[command(alias = "verify", after_help = fsck::AFTER)]
+    Fsck(fsck::Args),
     /// Write an image's files into a directory
-    Unpack(unpack::Unpack),
-    /// Mount an image read-only (root, Linux 6.12 or newer)
-    Mount(mount::Mount),
+    #[command(after_help = unpack::AFTER)]
+    Unpack(unpack::Args),
+    /// Mount an image read-only
+    #[command(after_help = mount::AFTER)]
+    Mount(mount::Args),
     /// Unmount what mount mounted
-    #[command(alias = "unmount")]
-    Umount(mount::Umount),
+    #[command(alias = "unmount", after_help = mount::AFTER_UMOUNT)]
+    Umount(mount::UmountArgs),
     /// Show the versions of this program and of the agent
-    Version(version::Version),
-    /// Show what larder does; needs no root, network or cluster
-    Demo(demo::Demo),
+    #[command(after_help = version::AFTER)]
+    Version(version::Args),
     /// Print a completion script for a shell
-    Completions(completions::Completions),
+    #[command(after_help = completions::AFTER)]
+    Completions(completions::Args),
 }
 
-/// Runs the program.
+/// The whole tree of commands: for completions, and to check the help.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
+/// Runs the program's command line. Errors go to standard error.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version are no errors; the rest is usage.
-            let code = if error.use_stderr() { 2 } else { 0 };
+            if error.use_stderr() {
+                return usage(&error);
+            }
+            // Help and version; a reader that hung up has seen enough.
             let _ = error.print();
-            return ExitCode::from(code);
+            return ExitCode::SUCCESS;
         }
     };
-    let global = cli.global;
-    let outcome = match cli.verb {
-        Verb::Agent(verb) => return verb.run(global),
-        Verb::Completions(verb) => verb.run(),
-        Verb::Demo(verb) => verb.run(&global),
-        Verb::Pull(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Images(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Inspect(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Rmi(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Df(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Fsck(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Unpack(verb) => client::run(&global, async |client| verb.run(client).await),
-        Verb::Mount(verb) => client::run(&global, async |client| verb.run(&global, client).await),
-        Verb::Umount(verb) => client::run(&global, async |client| verb.run(client).await),
-        Verb::Version(verb) => verb.run(&global),
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+    match run::verb(cli) {
+        Ok(code) => code,
         Err(failure) => {
-            if let Some(text) = failure.text() {
-                output::complain(text);
-            }
+            failure.print(&mut io::stderr().lock());
             ExitCode::from(failure.code())
         }
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_command_tree_is_sound() {
-        use clap::CommandFactory;
-        Cli::command().debug_assert();
+fn usage(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    // Help in place of a missing verb has no such beginning.
+    match text.strip_prefix("error: ") {
+        Some(text) => Failure::usage(text.trim_end()).print(&mut io::stderr().lock()),
+        None => {
+            let _ = error.print();
+        }
     }
+    ExitCode::from(failure::USAGE)
 }
+
+type Done = Result<(), Failure>;

@@ -1,70 +1,84 @@
-//! `larder rmi`
+//! `larder rmi`.
 
-use clap::Args;
+use std::io;
+
 use serde::Serialize;
+use tonic::Code;
 
+use super::Done;
 use super::client::Client;
-use super::failure::Failure;
-use super::{Global, output};
-use crate::control::proto::RemoveRequest;
+use super::failure::Failures;
+use super::output::{Format, familiar, say, size};
+use super::run::Terminal;
+use crate::control::proto::{RemoveRequest, RemoveResponse};
 
-/// Removes images with all their names, and gives back the space that only they used.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "As CRI has it, removing by one name removes the whole image with all its names."
-)]
-pub(super) struct Rmi {
-    /// Images, by name or id
-    #[arg(value_name = "IMAGE", required = true)]
+pub(super) const AFTER: &str = "\
+An image goes with all its names, whichever of them is given, as the kubelet expects it. Layers that other images
+use stay.
+
+Examples:
+  larder rmi busybox
+  larder rmi 4cdd1b0e2f19 nginx:1.27
+  larder images -q 'old/*' | sort -u | xargs larder rmi";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Names, ids or the first digits of ids
+    #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
+    /// An absent image is no failure
+    #[arg(short, long)]
+    force: bool,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Removed {
+struct View {
     id: String,
     names: Vec<String>,
     layers: Vec<String>,
     freed_bytes: u64,
 }
 
-impl Rmi {
-    pub(super) async fn run(self, global: &Global, mut client: Client) -> Result<(), Failure> {
-        let mut removed = Vec::new();
-        let mut failure = None;
-        for name in self.names {
-            match client.remove(RemoveRequest { name }).await {
-                Ok(answer) => {
-                    let answer = answer.into_inner();
-                    removed.push(Removed {
-                        id: answer.id,
-                        names: answer.names,
-                        layers: answer.layers,
-                        freed_bytes: answer.freed_bytes,
+pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) -> Done {
+    let format = terminal.format();
+    let mut views = Vec::new();
+    // The other images go even if one cannot.
+    let mut failures = Failures::default();
+    for name in args.names {
+        let answer = client.images.remove(RemoveRequest { name }).await;
+        match answer {
+            Ok(removed) => {
+                let removed = removed.into_inner();
+                if format == Format::Table {
+                    report(&removed, terminal.quiet)?;
+                } else {
+                    views.push(View {
+                        id: removed.id,
+                        names: removed.names,
+                        layers: removed.layers,
+                        freed_bytes: removed.freed_bytes,
                     });
                 }
-                // The others are removed all the same; the first failure is told.
-                Err(status) => {
-                    failure.get_or_insert(Failure::from(status));
-                }
             }
+            Err(status) if status.code() == Code::NotFound && args.force => {}
+            Err(status) => failures.note(&client.failure(&status)),
         }
-        if global.quiet {
-            for image in &removed {
-                output::line(&image.id)?;
-            }
-        } else if !output::structured(global.output, &removed)? {
-            for image in &removed {
-                for name in &image.names {
-                    output::line(&format!("Untagged: {}", output::familiar(name)))?;
-                }
-                output::line(&format!("Deleted: {}", image.id))?;
-                for layer in &image.layers {
-                    output::line(&format!("Deleted: {layer}"))?;
-                }
-                output::line(&format!("Freed: {}", output::bytes(image.freed_bytes)))?;
-            }
-        }
-        failure.map_or(Ok(()), Err)
     }
+    format.print(&views)?;
+    failures.end()
+}
+
+fn report(removed: &RemoveResponse, quiet: bool) -> io::Result<()> {
+    if quiet {
+        return say(&removed.id);
+    }
+    for name in &removed.names {
+        say(format_args!("Untagged: {}", familiar(name)))?;
+    }
+    say(format_args!("Deleted: {}", removed.id))?;
+    for layer in &removed.layers {
+        say(format_args!("Deleted: {layer}"))?;
+    }
+    say(format_args!("Freed: {}", size(removed.freed_bytes)))
 }

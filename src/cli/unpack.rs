@@ -1,39 +1,37 @@
-//! `larder unpack`
+//! `larder unpack`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use clap::Args;
-
+use super::Done;
 use super::client::Client;
-use super::failure::Failure;
+use super::mount::{done, full_path};
+use super::run::Terminal;
 use crate::control::proto::UnpackRequest;
 
-/// Writes an image's merged files into a directory. Works everywhere; owners and devices need root.
-#[derive(Debug, Args)]
-pub(super) struct Unpack {
-    /// Image, by name or id
-    #[arg(value_name = "IMAGE")]
+pub(super) const AFTER: &str = "\
+DIR is on the agent's machine; it must be empty, or absent. Owners and devices need an agent that is root.
+
+Examples:
+  larder unpack busybox ./rootfs
+  larder --root ~/images unpack nginx:1.27 /tmp/nginx";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// A name, an id or the first digits of an id
+    #[arg(value_name = "NAME")]
     name: String,
-    /// Directory that is empty, or not there yet
+    /// An empty or absent directory
     #[arg(value_name = "DIR")]
     directory: PathBuf,
 }
 
-impl Unpack {
-    pub(super) async fn run(self, mut client: Client) -> Result<(), Failure> {
-        let request = UnpackRequest {
-            name: self.name,
-            directory: absolute(&self.directory)?,
-        };
-        client.unpack(request).await?;
-        Ok(())
-    }
-}
-
-/// A path as the agent, which has another working directory, has to be told it.
-pub(super) fn absolute(path: &Path) -> Result<String, Failure> {
-    std::path::absolute(path)?
-        .into_os_string()
-        .into_string()
-        .map_err(|path| Failure::usage(format!("{}: not UTF-8", path.display())))
+pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) -> Done {
+    let directory = full_path(&args.directory)?;
+    let request = UnpackRequest {
+        name: args.name,
+        directory: directory.clone(),
+    };
+    let answer = client.images.unpack(request).await;
+    let image = client.answer(answer)?.image.unwrap_or_default();
+    done("Unpacked", image, &directory, terminal)
 }

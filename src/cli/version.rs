@@ -1,44 +1,81 @@
-//! `larder version`
+//! `larder version`.
 
-use clap::Args;
 use serde::Serialize;
 
-use super::client;
-use super::failure::Failure;
-use super::{Global, output};
+use super::client::Client;
+use super::output::say;
+use super::run::Terminal;
+use super::{Done, Globals};
 use crate::control::proto::VersionRequest;
+use crate::image::Platform;
 
-/// Shows the version of this program, and of the agent if one runs.
-#[derive(Debug, Args)]
-pub(super) struct Version {}
+pub(super) const AFTER: &str = "\
+An agent that does not answer is no failure.
 
-#[derive(Serialize)]
-struct Versions {
-    client: &'static str,
-    agent: Option<String>,
+Examples:
+  larder version
+  larder version -o json | jq -r .agent.version";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {}
+
+#[derive(Debug, Serialize)]
+struct View {
+    client: ClientView,
+    agent: Option<AgentView>,
 }
 
-impl Version {
-    pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::failed(format!("start the runtime: {error}")))?;
-        // No agent is no error here.
-        let agent = runtime.block_on(async {
-            let mut client = client::connect(global.socket()).await.ok()?;
-            let answer = client.version(VersionRequest {}).await.ok()?;
-            Some(answer.into_inner().version)
-        });
-        let versions = Versions {
-            client: env!("CARGO_PKG_VERSION"),
-            agent,
-        };
-        if output::structured(global.output, &versions)? {
-            return Ok(());
-        }
-        output::line(&format!("Client: {}", versions.client))?;
-        let agent = versions.agent.as_deref().unwrap_or("not running");
-        output::line(&format!("Agent:  {agent}"))
+#[derive(Debug, Serialize)]
+struct ClientView {
+    version: &'static str,
+    platform: String,
+}
+
+#[derive(Debug, Serialize)]
+struct AgentView {
+    version: String,
+    socket: String,
+}
+
+pub(super) async fn run(_: &Args, globals: &Globals, terminal: &Terminal) -> Done {
+    let client = ClientView {
+        version: env!("CARGO_PKG_VERSION"),
+        platform: Platform::host().to_string(),
+    };
+    if terminal.quiet {
+        say(client.version)?;
+        return Ok(());
     }
+    let agent = match globals.root {
+        Some(_) => None,
+        None => agent(globals).await,
+    };
+    let view = View { client, agent };
+    if terminal.format().print(&view)? {
+        return Ok(());
+    }
+    let View { client, agent } = view;
+    say(format_args!(
+        "larder {} {}",
+        client.version, client.platform
+    ))?;
+    match agent {
+        Some(agent) => say(format_args!("agent  {} at {}", agent.version, agent.socket))?,
+        None if globals.root.is_none() => say(format_args!(
+            "agent  none at {}",
+            globals.socket().display()
+        ))?,
+        None => {}
+    }
+    Ok(())
+}
+
+async fn agent(globals: &Globals) -> Option<AgentView> {
+    let socket = globals.socket();
+    let mut client = Client::agent(&socket).await.ok()?;
+    let answer = client.images.version(VersionRequest {}).await.ok()?;
+    Some(AgentView {
+        version: answer.into_inner().version,
+        socket: socket.display().to_string(),
+    })
 }

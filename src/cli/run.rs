@@ -1,0 +1,135 @@
+//! From a parsed command line to the verb that does it.
+
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+
+use super::client::Client;
+use super::failure::Failure;
+use super::output::Format;
+use super::{
+    Cli, Done, Globals, Verb, agent, completions, df, fsck, images, inspect, mount, pull, rmi,
+    unpack, version,
+};
+use crate::telemetry::{self, LogConfig, LogFormat};
+
+/// Threads that wait for the network and the store; hashing and writing have threads of their own.
+const MAX_WORKERS: usize = 4;
+
+/// What a verb prints with, and how.
+pub(super) struct Terminal {
+    /// Progress bars and colours may be used on standard error.
+    pub(super) bars: bool,
+    /// `-q`.
+    pub(super) quiet: bool,
+    /// `-o`.
+    pub(super) format: Option<Format>,
+}
+
+impl Terminal {
+    fn new(globals: &Globals) -> Self {
+        Terminal {
+            bars: io::stderr().is_terminal()
+                && std::env::var_os("TERM").is_none_or(|term| term != "dumb"),
+            quiet: globals.quiet,
+            format: globals.output,
+        }
+    }
+
+    /// The format asked for, else a table.
+    pub(super) fn format(&self) -> Format {
+        self.format.unwrap_or(Format::Table)
+    }
+}
+
+pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
+    let Cli { globals, verb } = cli;
+    match verb {
+        Verb::Agent(args) => return agent::run(args, globals.verbose),
+        Verb::Completions(args) => {
+            completions::run(&args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        _ => {}
+    }
+    log(globals.verbose)?;
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(MAX_WORKERS))
+        .enable_all()
+        .thread_name("larder")
+        .build()
+        .map_err(|error| Failure::new(format!("start the runtime: {error}")))?;
+    let result = runtime.block_on(ask(&globals, verb));
+    // Threads in the middle of something would hold up the end; the store is safe to be left at any time.
+    runtime.shutdown_background();
+    result?;
+    io::stdout().flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask(globals: &Globals, verb: Verb) -> Done {
+    let terminal = Terminal::new(globals);
+    if let Verb::Version(args) = &verb {
+        return version::run(args, globals, &terminal).await;
+    }
+    // A malformed command line must not wait for an agent.
+    if let Verb::Pull(args) = &verb {
+        args.check()?;
+    }
+    let mut client = tokio::select! {
+        client = Client::open(globals) => client?,
+        () = interrupt() => return Err(Failure::interrupted()),
+    };
+    let work = async {
+        match verb {
+            Verb::Pull(args) => pull::run(&args, &mut client, &terminal).await,
+            Verb::Images(args) => images::run(args, &mut client, &terminal).await,
+            Verb::Inspect(args) => inspect::run(&args, &mut client, &terminal).await,
+            Verb::Rmi(args) => rmi::run(args, &mut client, &terminal).await,
+            Verb::Df(args) => df::run(&args, &mut client, &terminal).await,
+            Verb::Fsck(args) => fsck::run(&args, &mut client, &terminal).await,
+            Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,
+            Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
+            Verb::Umount(args) => mount::umount(args, &mut client).await,
+            Verb::Agent(_) | Verb::Completions(_) | Verb::Version(_) => Ok(()),
+        }
+    };
+    let result = tokio::select! {
+        result = work => result,
+        () = interrupt() => Err(Failure::interrupted()),
+    };
+    client.close().await;
+    result
+}
+
+/// Ctrl-C or SIGTERM.
+async fn interrupt() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut interrupt), Ok(mut terminate)) = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+    ) else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// What matters is printed; logs are for whoever asks for them.
+fn log(verbose: u8) -> Done {
+    let level = match verbose {
+        0 => match std::env::var("LARDER_LOG_LEVEL") {
+            Ok(level) if !level.is_empty() => level,
+            _ => return Ok(()),
+        },
+        1 => "info".to_owned(),
+        _ => "debug".to_owned(),
+    };
+    telemetry::init(&LogConfig {
+        format: LogFormat::Human,
+        level,
+    })
+    .map_err(Failure::usage)
+}
