@@ -1,26 +1,31 @@
 //! `larder demo`: the main job, seen with one's own eyes, each claim checked.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use clap::Args;
-
-use super::client::{self, Client};
-use super::failure::Failure;
-use super::progress::Watcher;
-use super::{Global, output};
+use super::Done;
+use super::client::Client;
+use super::failure::{Failure, NOT_FOUND};
+use super::output;
+use super::progress::Progress;
+use super::run::Terminal;
 use crate::app::demo::{self, Counts, DemoAgent, DemoRegistry, Folder, Images};
 use crate::control::proto::{
     ListRequest, MountRequest, PullRequest, PullResult, RemoveRequest, UmountRequest, UsageRequest,
     UsageResponse,
 };
 
-/// Shows what larder does, on images made for it or on one of yours. Needs no root, network or cluster.
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  larder demo\n  larder demo --image registry.example/team/app:1"
-)]
-pub(super) struct Demo {
+pub(super) const AFTER: &str = "\
+Builds a few related images, serves them from a registry on loopback, starts an
+agent in a temporary folder, and pulls, compares and removes them. Each claim it
+prints was checked. Needs no root, no network and no cluster.
+
+Examples:
+  larder demo
+  larder demo --image registry.example/team/app:1";
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
     /// Show it on this image instead
     #[arg(long, value_name = "REF")]
     image: Option<String>,
@@ -32,154 +37,153 @@ pub(super) struct Demo {
     dir: Option<PathBuf>,
 }
 
-impl Demo {
-    pub(super) fn run(self, global: &Global) -> Result<(), Failure> {
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .enable_all()
-            .build()
-            .map_err(|error| Failure::failed(format!("start the runtime: {error}")))?;
-        let began = Instant::now();
-        runtime.block_on(client::interruptible(self.play(global)))?;
-        say(&format!(
-            "\nAll of it took {:.1} s.",
-            began.elapsed().as_secs_f64()
-        ))
-    }
-
-    async fn play(self, global: &Global) -> Result<(), Failure> {
-        let parent = self.dir.clone().unwrap_or_else(std::env::temp_dir);
-        let folder = Folder::new(&parent)?;
-        match self.image.clone() {
-            Some(image) => {
-                let agent = DemoAgent::start(folder.path(), false).await?;
-                let show = Show::new(&agent, global).await?;
-                let outcome = show.theirs(image, self.plain_http).await;
-                agent.stop().await?;
-                outcome
-            }
-            None => {
-                title("Four images of one team, built in memory")?;
-                let (images, registry) = demo::serve().await?;
-                introduce(&images, &registry)?;
-                let agent = DemoAgent::start(folder.path(), true).await?;
-                let show = Show::new(&agent, global).await?;
-                let outcome = show.ours(&images, &registry, folder.path()).await;
-                agent.stop().await?;
-                outcome
-            }
+pub(super) async fn run(args: Args, terminal: &Terminal) -> Done {
+    let began = Instant::now();
+    let folder = Folder::new(&args.dir.unwrap_or_else(std::env::temp_dir))?;
+    match args.image {
+        Some(image) => {
+            let agent = DemoAgent::start(folder.path(), false).await?;
+            let mut show = Show::new(&agent, terminal).await?;
+            let outcome = show.theirs(&image, args.plain_http).await;
+            agent.stop().await?;
+            outcome?;
+        }
+        None => {
+            title("Four images of one team, built in memory")?;
+            let (images, registry) = demo::serve().await?;
+            introduce(&images, &registry)?;
+            let agent = DemoAgent::start(folder.path(), true).await?;
+            let mut show = Show::new(&agent, terminal).await?;
+            let outcome = show.ours(&images, &registry, folder.path()).await;
+            agent.stop().await?;
+            outcome?;
         }
     }
+    drop(folder);
+    say(&format!(
+        "\nAll of it took {:.1} s.",
+        began.elapsed().as_secs_f64()
+    ))
 }
 
-fn say(text: &str) -> Result<(), Failure> {
-    output::line(text)
+fn say(text: &str) -> Done {
+    Ok(output::say(text)?)
 }
 
-fn title(text: &str) -> Result<(), Failure> {
+fn title(text: &str) -> Done {
     say(&format!("\n== {text}"))
 }
 
 /// A claim that is printed is a claim that was checked.
-fn claim(holds: bool, text: &str) -> Result<(), Failure> {
+fn claim(holds: bool, text: &str) -> Done {
     if holds {
         say(&format!("   {text}"))
     } else {
-        Err(Failure::failed(format!("this did not hold: {text}")))
+        Err(Failure::new(format!("this did not hold: {text}")))
     }
 }
 
-fn introduce(images: &Images, registry: &DemoRegistry) -> Result<(), Failure> {
+fn introduce(images: &Images, registry: &DemoRegistry) -> Done {
     let rows = images.built.iter().map(|image| {
-        vec![
+        [
             image.name.to_owned(),
-            output::bytes(image.tar_bytes),
-            output::bytes(image.blob_bytes),
+            output::size(image.tar_bytes),
+            output::size(image.blob_bytes),
             image.about.to_owned(),
         ]
     });
     let header = ["IMAGE", "FILES", "COMPRESSED", "WHAT IT IS"];
-    say(&output::table(&header, &[1, 2], rows.collect()))?;
+    say(&output::table(header, rows, &[1, 2]))?;
     say(&format!(
         "Served by a registry of this process at {}; the agent is a real one.",
         registry.host()
     ))
 }
 
-/// The agent's client, and how to watch it.
-struct Show {
+/// The agent's client, and what to show it on.
+struct Show<'a> {
     client: Client,
-    quiet: bool,
+    terminal: &'a Terminal,
 }
 
-impl Show {
-    async fn new(agent: &DemoAgent, global: &Global) -> Result<Self, Failure> {
+impl<'a> Show<'a> {
+    async fn new(agent: &DemoAgent, terminal: &'a Terminal) -> Result<Self, Failure> {
         Ok(Show {
-            client: client::connect(agent.socket()).await?,
-            quiet: global.quiet,
+            client: Client::agent(agent.socket()).await?,
+            terminal,
         })
     }
 
-    async fn pull(&self, reference: &str, plain_http: bool) -> Result<(PullResult, f64), Failure> {
+    async fn pull(
+        &mut self,
+        reference: &str,
+        plain_http: bool,
+    ) -> Result<(PullResult, f64), Failure> {
         let began = Instant::now();
         let request = PullRequest {
             reference: reference.to_owned(),
             plain_http,
             ..PullRequest::default()
         };
-        let mut client = self.client.clone();
-        let mut events = client.pull(request).await?.into_inner();
-        let mut watcher = Watcher::for_terminal(self.quiet, reference);
+        let answer = self.client.images.pull(request).await;
+        let mut events = self.client.answer(answer)?;
+        let mut progress = Progress::new(reference, self.terminal);
         let mut result = None;
-        while let Some(event) = events.message().await? {
-            watcher.show(&event);
-            result = event.result.or(result);
+        loop {
+            match events.message().await {
+                Ok(Some(event)) => {
+                    progress.update(&event, began.elapsed());
+                    result = event.result.or(result);
+                }
+                Ok(None) => break,
+                Err(status) => {
+                    progress.abandon();
+                    return Err(self.client.failure(&status));
+                }
+            }
         }
-        watcher.finish();
-        let result =
-            result.ok_or_else(|| Failure::failed("the agent ended the pull without a result"))?;
-        Ok((result, began.elapsed().as_secs_f64()))
+        let seconds = began.elapsed();
+        match result {
+            Some(result) => {
+                progress.finish(&result, seconds);
+                Ok((result, seconds.as_secs_f64()))
+            }
+            None => Err(Failure::new("the agent ended the pull without a result")),
+        }
     }
 
-    async fn usage(&self) -> Result<UsageResponse, Failure> {
-        let mut client = self.client.clone();
-        Ok(client.usage(UsageRequest {}).await?.into_inner())
+    async fn usage(&mut self) -> Result<UsageResponse, Failure> {
+        let answer = self.client.images.usage(UsageRequest {}).await;
+        self.client.answer(answer)
     }
 
-    async fn list(&self) -> Result<(), Failure> {
-        let mut client = self.client.clone();
-        let answer = client.list(ListRequest::default()).await?.into_inner();
-        let rows = answer.images.into_iter().flat_map(|image| {
-            let id = output::short(&image.id).to_owned();
-            let size = output::bytes(image.size);
-            let tags = image.repo_tags.into_iter();
-            tags.map(move |tag| vec![output::familiar(&tag), id.clone(), size.clone()])
-                .collect::<Vec<_>>()
+    async fn list(&mut self) -> Done {
+        let answer = self.client.images.list(ListRequest::default()).await;
+        let images = self.client.answer(answer)?.images;
+        let rows = images.iter().flat_map(|image| {
+            image.repo_tags.iter().map(|tag| {
+                [
+                    output::familiar(tag),
+                    output::short_id(&image.id).to_owned(),
+                    output::size(image.size),
+                ]
+            })
         });
-        say(&output::table(
-            &["IMAGE", "IMAGE ID", "SIZE"],
-            &[2],
-            rows.collect(),
-        ))
+        say(&output::table(["IMAGE", "IMAGE ID", "SIZE"], rows, &[2]))
     }
 
-    async fn remove(&self, name: &str) -> Result<u64, Failure> {
-        let mut client = self.client.clone();
+    async fn remove(&mut self, name: &str) -> Result<u64, Failure> {
         let request = RemoveRequest {
             name: name.to_owned(),
         };
-        Ok(client.remove(request).await?.into_inner().freed_bytes)
+        let answer = self.client.images.remove(request).await;
+        Ok(self.client.answer(answer)?.freed_bytes)
     }
 
     /// The whole story on the images made for it.
-    async fn ours(
-        &self,
-        images: &Images,
-        registry: &DemoRegistry,
-        folder: &std::path::Path,
-    ) -> Result<(), Failure> {
+    async fn ours(&mut self, images: &Images, registry: &DemoRegistry, folder: &Path) -> Done {
         let [web, worker, again, zstd] = images.built.as_slice() else {
-            return Err(Failure::failed("the demo lost an image"));
+            return Err(Failure::new("the demo lost an image"));
         };
         let at = |name: &str| format!("{}/{name}", registry.host());
         let empty = self.usage().await?.stored_bytes;
@@ -189,7 +193,7 @@ impl Show {
         let first = self.usage().await?;
         say(&format!(
             "   {} in {seconds:.2} s, on disk and synced when the pull returned",
-            output::bytes(web.tar_bytes)
+            output::size(web.tar_bytes)
         ))?;
 
         title("An image that shares: files it has in common are not stored again")?;
@@ -201,8 +205,8 @@ impl Show {
             &format!(
                 "{} of files in {seconds:.2} s added {}: its libraries lie in another layer, with\n   \
                  other times, and are the same bytes",
-                output::bytes(worker.tar_bytes),
-                output::bytes(added)
+                output::size(worker.tar_bytes),
+                output::size(added)
             ),
         )?;
 
@@ -215,8 +219,8 @@ impl Show {
             &format!(
                 "{} on disk; compressed layers kept beside unpacked trees, as containerd does\n   \
                  by default, would take {}: {:.0}% less",
-                output::bytes(stored),
-                output::bytes(plain),
+                output::size(stored),
+                output::size(plain),
                 100.0 - 100.0 * stored as f64 / plain as f64
             ),
         )?;
@@ -238,8 +242,8 @@ impl Show {
             added * 50 < again.tar_bytes,
             &format!(
                 "{} fetched, {} added to the disk ({:.1}% of the image)",
-                output::bytes(result.fetched_bytes),
-                output::bytes(added),
+                output::size(result.fetched_bytes),
+                output::size(added),
                 100.0 * added as f64 / again.tar_bytes as f64
             ),
         )?;
@@ -262,7 +266,7 @@ impl Show {
             match self.remove(&at(image.name)).await {
                 Ok(bytes) => freed += bytes,
                 // An image with several names went with the first of them.
-                Err(failure) if failure.code() == 3 => {}
+                Err(failure) if failure.code() == NOT_FOUND => {}
                 Err(failure) => return Err(failure),
             }
         }
@@ -271,8 +275,8 @@ impl Show {
             left.images == 0 && left.layers == 0 && left.stored_bytes < empty + 2_000_000,
             &format!(
                 "{} freed, {} left for the store's own records",
-                output::bytes(freed),
-                output::bytes(left.stored_bytes)
+                output::size(freed),
+                output::size(left.stored_bytes)
             ),
         )?;
 
@@ -285,60 +289,59 @@ impl Show {
     }
 
     /// The story on somebody's own image.
-    async fn theirs(&self, image: String, plain_http: bool) -> Result<(), Failure> {
+    async fn theirs(&mut self, image: &str, plain_http: bool) -> Done {
         let empty = self.usage().await?.stored_bytes;
         title("Pull")?;
-        let (result, seconds) = self.pull(&image, plain_http).await?;
+        let (result, seconds) = self.pull(image, plain_http).await?;
         let usage = self.usage().await?;
         say(&format!(
             "   {} fetched in {seconds:.2} s, on disk and synced",
-            output::bytes(result.fetched_bytes)
+            output::size(result.fetched_bytes)
         ))?;
         title("What is here")?;
         self.list().await?;
         say(&format!(
             "   {} of files in {} layers take {} on disk",
-            output::bytes(usage.logical_bytes),
+            output::size(usage.logical_bytes),
             usage.layers,
-            output::bytes(usage.stored_bytes.saturating_sub(empty))
+            output::size(usage.stored_bytes.saturating_sub(empty))
         ))?;
         title("Pull again")?;
-        let (again, seconds) = self.pull(&image, plain_http).await?;
+        let (again, seconds) = self.pull(image, plain_http).await?;
         claim(
             again.up_to_date && again.fetched_bytes == 0,
             &format!("nothing fetched, {:.0} ms", seconds * 1e3),
         )?;
         title("Remove")?;
         let began = Instant::now();
-        let freed = self.remove(&image).await?;
+        let freed = self.remove(image).await?;
         let left = self.usage().await?;
         claim(
             left.images == 0,
             &format!(
                 "{} freed in {:.2} s",
-                output::bytes(freed),
+                output::size(freed),
                 began.elapsed().as_secs_f64()
             ),
         )
     }
 
-    async fn look_inside(&self, name: &str, folder: &std::path::Path) -> Result<(), Failure> {
+    async fn look_inside(&mut self, name: &str, folder: &Path) -> Done {
         let target = folder.join("mnt");
-        let mut client = self.client.clone();
         let request = MountRequest {
             name: name.to_owned(),
             directory: target.display().to_string(),
         };
-        if let Err(status) = client.mount(request).await {
+        if let Err(status) = self.client.images.mount(request).await {
             return say(&format!("   not here: {}", status.message()));
         }
         let read = std::fs::read_to_string(target.join("etc/demo-release"));
         let request = UmountRequest {
             directory: target.display().to_string(),
         };
-        client.umount(request).await?;
-        let text =
-            read.map_err(|error| Failure::failed(format!("read from the mount: {error}")))?;
+        let answer = self.client.images.umount(request).await;
+        self.client.answer(answer)?;
+        let text = read.map_err(|error| Failure::new(format!("read from the mount: {error}")))?;
         claim(
             text == "larder demo 1\n",
             &format!("mounted; etc/demo-release says {:?}", text.trim()),
