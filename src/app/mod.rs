@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod config;
 mod credentials;
+pub mod demo;
 mod open;
 
 pub use credentials::{Found, credentials_for};

@@ -6,6 +6,7 @@
 mod agent;
 mod client;
 mod completions;
+mod demo;
 mod df;
 mod failure;
 mod fsck;
@@ -133,6 +134,9 @@ enum Verb {
     /// Show the versions of this program and of the agent
     #[command(after_help = version::AFTER)]
     Version(version::Args),
+    /// Show what larder does; needs no root, network or cluster
+    #[command(after_help = demo::AFTER)]
+    Demo(demo::Args),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER)]
     Completions(completions::Args),

@@ -7,8 +7,8 @@ use super::client::Client;
 use super::failure::Failure;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, df, fsck, images, inspect, mount, pull, rmi,
-    unpack, version,
+    Cli, Done, Globals, Verb, agent, completions, demo, df, fsck, images, inspect, mount, pull,
+    rmi, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -72,6 +72,12 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
     if let Verb::Version(args) = &verb {
         return version::run(args, globals, &terminal).await;
     }
+    if let Verb::Demo(args) = verb {
+        return tokio::select! {
+            result = demo::run(args, &terminal) => result,
+            () = interrupt() => Err(Failure::interrupted()),
+        };
+    }
     // A malformed command line must not wait for an agent.
     if let Verb::Pull(args) = &verb {
         args.check()?;
@@ -91,7 +97,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,
             Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
             Verb::Umount(args) => mount::umount(args, &mut client).await,
-            Verb::Agent(_) | Verb::Completions(_) | Verb::Version(_) => Ok(()),
+            Verb::Agent(_) | Verb::Completions(_) | Verb::Demo(_) | Verb::Version(_) => Ok(()),
         }
     };
     let result = tokio::select! {

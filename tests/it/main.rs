@@ -7,6 +7,7 @@ mod doors;
 mod erofs;
 mod ingest;
 mod licences;
+mod operation;
 mod pull;
 mod real;
 mod registry;

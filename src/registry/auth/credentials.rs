@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use base64::Engine;
 use serde::Deserialize;
-use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::registry::{Error, ErrorClass};
@@ -64,15 +63,15 @@ impl Credentials {
             Credentials::Identity(secret) => (2, [&secret.0, ""]),
             Credentials::Bearer(secret) => (3, [&secret.0, ""]),
         };
-        let mut hash = Sha256::new();
+        let mut hash = blake3::Hasher::new();
         hash.update(process_key());
-        hash.update([kind]);
+        hash.update(&[kind]);
         for part in parts {
             // The length keeps ("ab", "c") and ("a", "bc") apart.
-            hash.update((part.len() as u64).to_le_bytes());
+            hash.update(&(part.len() as u64).to_le_bytes());
             hash.update(part.as_bytes());
         }
-        hash.finalize().into()
+        *hash.finalize().as_bytes()
     }
 
     /// `username:password` in base64, as basic auth writes it.
@@ -86,14 +85,14 @@ fn process_key() -> &'static [u8; 32] {
     static KEY: OnceLock<[u8; 32]> = OnceLock::new();
     KEY.get_or_init(|| {
         use std::hash::{BuildHasher, Hasher};
-        let mut hash = Sha256::new();
+        let mut hash = blake3::Hasher::new();
         let state = std::hash::RandomState::new();
         for round in 0..4_u8 {
             let mut hasher = state.build_hasher();
             hasher.write_u8(round);
-            hash.update(hasher.finish().to_le_bytes());
+            hash.update(&hasher.finish().to_le_bytes());
         }
-        hash.finalize().into()
+        *hash.finalize().as_bytes()
     })
 }
 

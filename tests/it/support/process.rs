@@ -22,13 +22,15 @@ pub(crate) struct AgentProcess {
 
 /// A command for an agent on `dir/root` and `dir/s.sock`, with `dir/hosts.d`.
 pub(crate) fn agent_command(dir: &Path) -> Command {
+    agent_on(dir, &dir.join("root"))
+}
+
+/// As [`agent_command`], on another root.
+pub(crate) fn agent_on(dir: &Path, root: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
     command.arg("agent");
-    for (flag, name) in [
-        ("--root", "root"),
-        ("--socket", "s.sock"),
-        ("--hosts-dir", "hosts.d"),
-    ] {
+    command.arg("--root").arg(root);
+    for (flag, name) in [("--socket", "s.sock"), ("--hosts-dir", "hosts.d")] {
         command.arg(flag).arg(dir.join(name));
     }
     command.args(["--http", "127.0.0.1:0", "--log-format", "json"]);
