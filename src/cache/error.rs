@@ -48,7 +48,7 @@ pub enum Error {
         found: DiffId,
     },
     /// The store said no. The cause is shared: several pulls can wait for one layer.
-    #[error("{subject}: {source}")]
+    #[error("{}", with_subject(subject, source))]
     Store {
         /// Image or path.
         subject: String,
@@ -177,12 +177,12 @@ impl Error {
     }
 }
 
-/// The registry names the reference itself where a request was about the reference, and the blob elsewhere.
-fn with_subject(reference: &str, source: &registry::Error) -> String {
-    let text = source.to_string();
-    match text.strip_prefix(reference) {
-        Some(rest) if rest.starts_with(": ") => text,
-        _ => format!("{reference}: {text}"),
+/// Some causes name the subject themselves.
+fn with_subject(subject: &str, cause: &dyn std::fmt::Display) -> String {
+    let text = cause.to_string();
+    match text.strip_prefix(subject) {
+        Some(rest) if rest.starts_with([':', ' ']) => text,
+        _ => format!("{subject}: {text}"),
     }
 }
 

@@ -6,7 +6,7 @@ use serde::Serialize;
 use super::Done;
 use super::client::Client;
 use super::failure::{FAILED, Failure};
-use super::output::{count, familiar, percent, printable, say, size};
+use super::output::{count, familiar, percent, printable, say, size, split_tag};
 use super::run::Terminal;
 use crate::control::proto::{Damage, FsckReport, FsckRequest};
 
@@ -137,6 +137,16 @@ fn text(report: &FsckReport, repair: bool) -> String {
         .flat_map(|damage| &damage.images)
         .map(|name| printable(&familiar(name)))
         .collect();
+    // One name of an image is enough: a digest only where no tag is.
+    let tagged: Vec<String> = images
+        .iter()
+        .filter(|name| !name.contains('@'))
+        .map(|name| split_tag(name).0.to_owned())
+        .collect();
+    images.retain(|name| {
+        name.split_once('@')
+            .is_none_or(|(repository, _)| !tagged.iter().any(|tagged| tagged == repository))
+    });
     images.sort();
     images.dedup();
     if !images.is_empty() {
@@ -169,7 +179,10 @@ mod tests {
             kind: "pack".to_owned(),
             subject: "packs/1.pack".to_owned(),
             cause: "its checksum is wrong".to_owned(),
-            images: vec!["docker.io/library/busybox:1".to_owned()],
+            images: vec![
+                "docker.io/library/busybox:1".to_owned(),
+                format!("docker.io/library/busybox@sha256:{}", "a".repeat(64)),
+            ],
             repaired: false,
         });
         assert_eq!(
