@@ -10,7 +10,7 @@ use crate::{registry, store};
 #[non_exhaustive]
 pub enum Error {
     /// The registry said no, or nothing.
-    #[error("{reference}: {source}")]
+    #[error("{}", with_subject(reference, source))]
     Registry {
         /// What was pulled.
         reference: String,
@@ -174,6 +174,15 @@ impl Error {
             subject: subject.into(),
             source: Arc::new(source),
         }
+    }
+}
+
+/// The registry names the reference itself where a request was about the reference, and the blob elsewhere.
+fn with_subject(reference: &str, source: &registry::Error) -> String {
+    let text = source.to_string();
+    match text.strip_prefix(reference) {
+        Some(rest) if rest.starts_with(": ") => text,
+        _ => format!("{reference}: {text}"),
     }
 }
 

@@ -97,18 +97,18 @@ mod tests {
         assert_eq!(
             text(&usage),
             "\
-STORE      /var/lib/larder
-IMAGES     6
-LAYERS     40
-CONTENTS   4.00GB
-ON DISK    1.00GB in 93 files, 12 of them packs
-SAVED      3.00GB (75%)"
+STORE     /var/lib/larder
+IMAGES    6
+LAYERS    40
+CONTENTS  4.00GB
+ON DISK   1.00GB in 93 files, 12 of them packs
+SAVED     3.00GB (75%)"
         );
         // An empty store has more on disk than in layers.
         let usage = UsageResponse {
             stored_bytes: 4096,
             ..UsageResponse::default()
         };
-        assert!(text(&usage).ends_with("SAVED      0B"));
+        assert!(text(&usage).ends_with("SAVED     0B"));
     }
 }

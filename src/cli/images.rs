@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Done;
 use super::client::Client;
-use super::output::{self, ago, familiar, say, short_id, size, split_tag};
+use super::output::{self, ago, end_of, familiar, say, short_id, size, split_tag};
 use super::run::Terminal;
 use crate::control::proto::{Image, ListRequest};
 
@@ -20,6 +20,8 @@ Examples:
 
 /// What a table has where there is nothing, in docker's word.
 const NONE: &str = "<none>";
+/// Bytes of a shortened digest: its algorithm and 12 digits.
+const DIGEST: usize = "sha256:".len() + 12;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -29,7 +31,7 @@ pub(super) struct Args {
     /// Show the digests that were pulled
     #[arg(long)]
     digests: bool,
-    /// Show whole ids
+    /// Show whole names, ids and digests
     #[arg(long)]
     no_trunc: bool,
 }
@@ -83,19 +85,35 @@ pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) ->
         format.print(&views)?;
         return Ok(());
     }
-    say(text(&images, args.digests, args.no_trunc, Timestamp::now()))?;
+    let options = Options {
+        digests: args.digests,
+        whole: args.no_trunc,
+        width: output::terminal_width().filter(|_| !args.no_trunc),
+    };
+    say(text(&images, options, Timestamp::now()))?;
     Ok(())
 }
 
+/// How the table looks.
+#[derive(Clone, Copy, Debug, Default)]
+struct Options {
+    digests: bool,
+    /// Whole ids and digests.
+    whole: bool,
+    /// Columns to fit into.
+    width: Option<usize>,
+}
+
 /// One row a name, as docker has it.
-fn text(images: &[Image], digests: bool, no_trunc: bool, now: Timestamp) -> String {
+fn text(images: &[Image], options: Options, now: Timestamp) -> String {
     let mut rows = Vec::new();
     for image in images {
         for [repository, tag, digest] in names(image) {
-            let id = if no_trunc {
-                image.id.clone()
+            let (id, digest) = if options.whole {
+                (image.id.clone(), digest)
             } else {
-                short_id(&image.id).to_owned()
+                let begin = digest.get(..DIGEST).unwrap_or(&digest);
+                (short_id(&image.id).to_owned(), begin.to_owned())
             };
             let created = ago(&image.created, now);
             rows.push([repository, tag, digest, id, created, size(image.size)]);
@@ -103,14 +121,37 @@ fn text(images: &[Image], digests: bool, no_trunc: bool, now: Timestamp) -> Stri
     }
     // What has no name comes last.
     rows.sort_by(|a, b| (a[0] == NONE, a).cmp(&(b[0] == NONE, b)));
+    let mut table = layout(&rows, options.digests);
+    let Some(width) = options.width else {
+        return table;
+    };
+    // Wrapped lines are no columns: names give way, the repository first.
+    for (column, least) in [(0, 24), (1, 12)] {
+        let over = widest(&table).saturating_sub(width);
+        let longest = rows.iter().map(|row| row[column].chars().count()).max();
+        let room = longest.unwrap_or(0).saturating_sub(over).max(least);
+        for row in &mut rows {
+            row[column] = end_of(&row[column], room);
+        }
+        table = layout(&rows, options.digests);
+    }
+    table
+}
+
+fn widest(table: &str) -> usize {
+    let lines = table.lines().map(|line| line.chars().count());
+    lines.max().unwrap_or(0)
+}
+
+fn layout(rows: &[[String; 6]], digests: bool) -> String {
+    let rows = rows.iter().cloned();
     if digests {
         let header = ["REPOSITORY", "TAG", "DIGEST", "IMAGE ID", "CREATED", "SIZE"];
         return output::table(header, rows, &[]);
     }
     let header = ["REPOSITORY", "TAG", "IMAGE ID", "CREATED", "SIZE"];
-    let rows = rows
-        .into_iter()
-        .map(|[repository, tag, _, id, created, size]| [repository, tag, id, created, size]);
+    let rows =
+        rows.map(|[repository, tag, _, id, created, size]| [repository, tag, id, created, size]);
     output::table(header, rows, &[])
 }
 
@@ -179,7 +220,7 @@ mod tests {
             image("c", &[], &[]),
         ];
         let now = "2026-05-06T00:00:00Z".parse().unwrap();
-        let table = text(&images, false, false, now);
+        let table = text(&images, Options::default(), now);
         assert_eq!(
             table,
             "\
@@ -189,9 +230,36 @@ busybox                 latest   aaaaaaaaaaaaa   5 days ago   4.26MB
 registry.k8s.io/pause   <none>   bbbbbbbbbbbbb   5 days ago   4.26MB
 <none>                  <none>   ccccccccccccc   5 days ago   4.26MB"
         );
-        assert!(table.lines().all(|line| line.len() < 80));
-        let table = text(&images, true, true, now);
+        assert!(widest(&table) < 80);
+        let options = Options {
+            digests: true,
+            whole: true,
+            width: None,
+        };
+        let table = text(&images, options, now);
         assert!(table.contains("sha256:aa   sha256:aaaaaaaa"), "{table}");
+    }
+
+    #[test]
+    fn long_names_give_way_on_a_terminal() {
+        let name = "registry.example.com/a-team/some-product/component-api-server:2026.11.21-rc1";
+        let images = [image("a", &[name], &[]), image("b", &["r.io/x:1"], &[])];
+        let now = "2026-05-06T00:00:00Z".parse().unwrap();
+        let whole = text(&images, Options::default(), now);
+        assert!(whole.contains("registry.example.com/a-team/some-product/component-api-server "));
+        for (width, holds) in [
+            (80, "/component-api-server   2026.11.21-rc1 "),
+            (60, ".../component-api-server   ...11.21-rc1 "),
+        ] {
+            let options = Options {
+                width: Some(width),
+                ..Options::default()
+            };
+            let table = text(&images, options, now);
+            assert!(table.contains(holds), "{table}");
+            assert!(table.contains("r.io/x "), "{table}");
+            assert!(width < 80 || widest(&table) <= width, "{table}");
+        }
     }
 
     #[test]

@@ -122,7 +122,7 @@ fn text(view: &View, now: Timestamp) -> String {
     for (at, name) in view.repo_tags.iter().chain(&view.repo_digests).enumerate() {
         lines.push((if at == 0 { "NAMES" } else { "" }, familiar(name)));
     }
-    lines.push(("PLATFORM", view.platform.clone()));
+    lines.push(("OS/ARCH", view.platform.clone()));
     if !view.created.is_empty() {
         let ago = ago(&view.created, now);
         lines.push(("CREATED", format!("{} ({ago})", view.created)));
@@ -133,7 +133,7 @@ fn text(view: &View, now: Timestamp) -> String {
     for (name, key) in [
         ("USER", "User"),
         ("WORKDIR", "WorkingDir"),
-        ("ENTRYPOINT", "Entrypoint"),
+        ("ENTRY", "Entrypoint"),
         ("CMD", "Cmd"),
     ] {
         match config.get(key) {
@@ -212,10 +212,10 @@ LAYER   DIFF ID        BLOB           COMPRESSED      TAR   IMAGES
     1   0123456789ab   fedcba987654       2.10MB   4.50MB        2";
         assert!(text.ends_with(layers), "{text}");
         assert!(
-            text.contains("\nNAMES      busybox:1\n           busybox@sha256:bbbb"),
+            text.contains("\nNAMES    busybox:1\n         busybox@sha256:bbbb"),
             "{text}"
         );
-        assert!(text.contains("\nCMD        [\"sh\",\"-c\"]\n"), "{text}");
+        assert!(text.contains("\nCMD      [\"sh\",\"-c\"]\n"), "{text}");
         assert!(!text.contains("USER"), "{text}");
     }
 }

@@ -71,13 +71,20 @@ struct Globals {
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
     /// The agent's socket [default: /run/larder/larder.sock]
-    #[arg(long, global = true, env = "LARDER_SOCKET", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "LARDER_SOCKET",
+        hide_env_values = true,
+        value_name = "PATH"
+    )]
     socket: Option<PathBuf>,
     /// With --root: folder with HOST/hosts.toml [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
     #[arg(
         long,
         global = true,
         env = "LARDER_HOSTS_DIR",
+        hide_env_values = true,
         value_name = "DIR",
         value_delimiter = ':'
     )]

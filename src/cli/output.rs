@@ -58,12 +58,12 @@ pub(super) fn table<const N: usize>(
     table.trim_fmt()
 }
 
-/// Names and values below each other, values in one column.
+/// Names and values below each other, values in one column. Beside names of seven letters an id fills 80 columns.
 pub(super) fn facts(facts: &[(&str, String)]) -> String {
     let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
     let lines: Vec<_> = facts
         .iter()
-        .map(|(name, value)| format!("{name:width$}   {}", printable(value)))
+        .map(|(name, value)| format!("{name:width$}  {}", printable(value)))
         .map(|line| line.trim_end().to_owned())
         .collect();
     lines.join("\n")
@@ -160,6 +160,22 @@ pub(super) fn split_tag(name: &str) -> (&str, &str) {
     }
 }
 
+/// The text in at most `room` columns; of a longer one the end is shown, where names differ.
+pub(super) fn end_of(text: &str, room: usize) -> String {
+    let length = text.chars().count();
+    if length <= room {
+        return text.to_owned();
+    }
+    let left_out = (length + 3).saturating_sub(room);
+    format!("...{}", text.chars().skip(left_out).collect::<String>())
+}
+
+/// Columns of the terminal that standard output is, if it is one.
+pub(super) fn terminal_width() -> Option<usize> {
+    let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
+    Some(size.ws_col.into()).filter(|columns| *columns > 0)
+}
+
 /// `1 layer`, `2 layers`.
 pub(super) fn count(number: u64, one: &str) -> String {
     let s = if number == 1 { "" } else { "s" };
@@ -228,6 +244,8 @@ mod tests {
         assert_eq!(split_tag("127.0.0.1:5000/app"), ("127.0.0.1:5000/app", ""));
         assert_eq!(short("sha256:0123456789abcdef"), "0123456789ab");
         assert_eq!(short("sha256:é"), "é");
+        assert_eq!(end_of("registry/app", 12), "registry/app");
+        assert_eq!(end_of("registry/app", 9), "...ry/app");
     }
 
     #[test]
@@ -243,7 +261,7 @@ mod tests {
         assert_eq!(table(["NAME", "SIZE"], [], &[]), "NAME   SIZE");
         assert_eq!(
             facts(&[("IMAGES", "3".to_owned()), ("X", String::new())]),
-            "IMAGES   3\nX"
+            "IMAGES  3\nX"
         );
     }
 }

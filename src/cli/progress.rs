@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::failure::coloured;
-use super::output::{count, percent, printable, short, size};
+use super::output::{count, end_of, percent, printable, short, size};
 use super::run::Terminal;
 use crate::control::proto::{LayerProgress, LayerSource, PullEvent, PullPhase, PullResult};
 
@@ -67,15 +67,14 @@ impl Progress {
         match self.shown {
             Shown::Nothing => {}
             Shown::Lines => print([text]),
-            Shown::Bars(bars) => bars.end(text),
+            Shown::Bars(bars) => bars.end(Some(text)),
         }
     }
 
     /// The pull failed: what was reached stays to be seen.
     pub(super) fn abandon(self) {
         if let Shown::Bars(bars) = self.shown {
-            let text = bars.total.message();
-            bars.end(text);
+            bars.end(None);
         }
     }
 }
@@ -116,11 +115,13 @@ impl Bars {
         self.total.set_message(total(name, event, elapsed));
     }
 
-    fn end(self, text: String) {
+    fn end(self, text: Option<String>) {
         for bar in &self.layers {
             bar.abandon();
         }
-        self.total.abandon_with_message(text);
+        // Below the layers, where it is seen however many there are.
+        self.total.finish_and_clear();
+        print(text);
     }
 }
 
@@ -231,15 +232,7 @@ fn total(name: &str, event: &PullEvent, elapsed: Duration) -> String {
 /// `NAME: TEXT` in [`WIDTH`] columns; of a long name the end is shown.
 fn fit(name: &str, text: &str) -> String {
     let room = WIDTH.saturating_sub(text.chars().count() + 2);
-    let length = name.chars().count();
-    if length <= room {
-        return format!("{name}: {text}");
-    }
-    let end: String = name
-        .chars()
-        .skip((length + 3).saturating_sub(room))
-        .collect();
-    format!("...{end}: {text}")
+    format!("{}: {text}", end_of(name, room))
 }
 
 fn per_second(bytes: u64, elapsed: Duration) -> u64 {
