@@ -79,9 +79,11 @@ pub struct Agent {
     config: Config,
     admin: Option<Admin>,
     readiness: Readiness,
+    checks: Checks,
 }
 
 /// Conditions of readiness.
+#[derive(Debug)]
 struct Checks {
     store: Check,
     socket: Check,
@@ -94,10 +96,17 @@ impl Agent {
             Some(address) => Some(Admin::bind(address).await?),
             None => None,
         };
+        let readiness = Readiness::new();
+        // From the first moment, so that nobody finds an agent ready that has not begun.
+        let checks = Checks {
+            store: readiness.check("store"),
+            socket: readiness.check("socket"),
+        };
         Ok(Agent {
             config,
             admin,
-            readiness: Readiness::new(),
+            readiness,
+            checks,
         })
     }
 
@@ -118,11 +127,8 @@ impl Agent {
             config,
             admin,
             readiness,
+            checks,
         } = self;
-        let checks = Checks {
-            store: readiness.check("store"),
-            socket: readiness.check("socket"),
-        };
         let mut metrics = telemetry::registry(env!("CARGO_PKG_VERSION"));
         let parts = Parts::register(&mut metrics);
         let calls = cri::Metrics::register(&mut metrics);

@@ -205,7 +205,7 @@ fn of_store(error: &store::Error) -> ErrorKind {
     use store::Error as E;
     match error {
         E::NoSpace { .. } => ErrorKind::NoSpace,
-        E::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+        E::Io { cause, .. } if cause.kind() == std::io::ErrorKind::StorageFull => {
             ErrorKind::NoSpace
         }
         E::DigestMismatch { .. } | E::SizeMismatch { .. } | E::BadLayer { .. } => {

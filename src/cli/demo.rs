@@ -37,29 +37,35 @@ pub(super) struct Args {
     dir: Option<PathBuf>,
 }
 
-pub(super) async fn run(args: Args, terminal: &Terminal) -> Done {
+pub(super) async fn run(
+    args: Args,
+    terminal: &Terminal,
+    interrupt: impl Future<Output = ()>,
+) -> Done {
     let began = Instant::now();
     let folder = Folder::new(&args.dir.unwrap_or_else(std::env::temp_dir))?;
-    match args.image {
-        Some(image) => {
-            let agent = DemoAgent::start(folder.path(), false).await?;
-            let mut show = Show::new(&agent, terminal).await?;
-            let outcome = show.theirs(&image, args.plain_http).await;
-            agent.stop().await?;
-            outcome?;
+    let own_images = args.image.is_none();
+    let agent = DemoAgent::start(folder.path(), own_images).await?;
+    let story = async {
+        let mut show = Show::new(&agent, terminal).await?;
+        match &args.image {
+            Some(image) => show.theirs(image, args.plain_http).await,
+            None => {
+                title("Four images of one team, built in memory")?;
+                let (images, registry) = demo::serve().await?;
+                introduce(&images, &registry)?;
+                show.ours(&images, &registry, folder.path()).await
+            }
         }
-        None => {
-            title("Four images of one team, built in memory")?;
-            let (images, registry) = demo::serve().await?;
-            introduce(&images, &registry)?;
-            let agent = DemoAgent::start(folder.path(), true).await?;
-            let mut show = Show::new(&agent, terminal).await?;
-            let outcome = show.ours(&images, &registry, folder.path()).await;
-            agent.stop().await?;
-            outcome?;
-        }
-    }
+    };
+    let outcome = tokio::select! {
+        outcome = story => outcome,
+        () = interrupt => Err(Failure::interrupted()),
+    };
+    // Whatever happened: the agent ends before its folder goes.
+    agent.stop().await?;
     drop(folder);
+    outcome?;
     say(&format!(
         "\nAll of it took {:.1} s.",
         began.elapsed().as_secs_f64()

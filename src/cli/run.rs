@@ -73,10 +73,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
         return version::run(args, globals, &terminal).await;
     }
     if let Verb::Demo(args) = verb {
-        return tokio::select! {
-            result = demo::run(args, &terminal) => result,
-            () = interrupt() => Err(Failure::interrupted()),
-        };
+        return demo::run(args, &terminal, interrupt()).await;
     }
     // A malformed command line must not wait for an agent.
     if let Verb::Pull(args) = &verb {

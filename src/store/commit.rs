@@ -40,7 +40,7 @@ impl Store {
             let mut state = inner.state();
             let row = state.records.layers.get(&id).cloned();
             match row {
-                Some(row) if row.damaged.is_none() => {
+                Some(row) if row.damaged.is_none() && inner.has_files(&row) => {
                     // Somebody else was quicker: theirs stays, dropping `parts` takes ours back.
                     lease.hold(&mut state, &id);
                     let known = state.records.blobs.get(&parts.source.blob) == Some(&id);

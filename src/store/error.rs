@@ -30,14 +30,20 @@ pub enum Error {
         known: String,
     },
     /// Input or output of the data directory.
-    #[error("{action} {path}: {source}")]
+    #[error("{action} {path}: {cause}")]
     Io {
         /// What was tried.
         action: &'static str,
         /// On what.
         path: PathBuf,
         /// Why not.
-        source: std::io::Error,
+        cause: std::io::Error,
+    },
+    /// The data directory cannot be written.
+    #[error("{path} is on a read-only file system: remount it writable, or give another --root")]
+    ReadOnly {
+        /// What was to be written.
+        path: PathBuf,
     },
     /// No space for it.
     #[error("{root} has no space left for this: {cause}; remove images or give it a larger disk")]
@@ -152,10 +158,15 @@ impl Error {
                 cause: format!("{action}: {source}"),
             };
         }
+        if source.kind() == io::ErrorKind::ReadOnlyFilesystem {
+            return Error::ReadOnly {
+                path: path.to_path_buf(),
+            };
+        }
         Error::Io {
             action,
             path: path.to_path_buf(),
-            source,
+            cause: source,
         }
     }
 }

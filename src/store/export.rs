@@ -36,10 +36,10 @@ impl Store {
             &mut Segments::new(self, &layer.segments),
             &mut |bytes| {
                 hasher.update(bytes);
-                to.write_all(bytes).map_err(|source| Error::Io {
+                to.write_all(bytes).map_err(|cause| Error::Io {
                     action: "write the tar of a layer of",
                     path: self.root().to_path_buf(),
-                    source,
+                    cause,
                 })
             },
         );
@@ -172,7 +172,7 @@ impl<'a> Segments<'a> {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => match self.store.segment_file(id) {
                 Ok(file) => entry.insert(file),
-                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                Err(Error::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {
                     return Err(self.damaged(id, "it is absent".to_owned()));
                 }
                 Err(error) => return Err(error),

@@ -3,6 +3,7 @@
 mod agent;
 mod cli;
 mod crash;
+mod demo;
 mod doors;
 mod erofs;
 mod ingest;

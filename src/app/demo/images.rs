@@ -224,8 +224,8 @@ fn tar(recipe: Recipe) -> Vec<u8> {
         Part::Base => {
             tar.folder("etc/");
             tar.file("etc/demo-release", b"larder demo 1\n");
-            for n in 0..30 {
-                tar.file(&format!("usr/bin/tool-{n}"), &binary(n, 600_000));
+            for n in 0..60 {
+                tar.file(&format!("usr/bin/tool-{n}"), &binary(n, 700_000));
             }
             for n in 0..2500 {
                 let name = format!("usr/share/doc/package-{}/file-{n}.txt", n % 97);
@@ -234,10 +234,10 @@ fn tar(recipe: Recipe) -> Vec<u8> {
         }
         Part::Libraries | Part::NewerLibraries => {
             let newer = recipe.part == Part::NewerLibraries;
-            for n in 0..40 {
+            for n in 0..60 {
                 let seed = if newer && n % 20 == 0 { 9000 } else { 1000 };
                 let name = format!("opt/lib/native-{n}.so");
-                tar.file(&name, &binary(seed + n, 500_000));
+                tar.file(&name, &binary(seed + n, 600_000));
             }
             for n in 0..3000 {
                 let seed = if newer && n % 50 == 0 { 90_000 } else { 10_000 };
