@@ -101,7 +101,7 @@ fn introduce(images: &Images, registry: &DemoRegistry) -> Done {
     let header = ["IMAGE", "FILES", "COMPRESSED", "WHAT IT IS"];
     say(&output::table(header, rows, &[1, 2]))?;
     say(&format!(
-        "Served by a registry of this process at {}; the agent is a real one.",
+        "Served by a registry of this process at {}. The agent is real.",
         registry.host()
     ))
 }
@@ -209,8 +209,8 @@ impl<'a> Show<'a> {
         claim(
             added * 4 < worker.tar_bytes,
             &format!(
-                "{} of files in {seconds:.2} s added {}: its libraries lie in another layer, with\n   \
-                 other times, and are the same bytes",
+                "{} of files in {seconds:.2} s added {}: its libraries\n   \
+                 lie in another layer, with other times, and are the same bytes",
                 output::size(worker.tar_bytes),
                 output::size(added)
             ),
@@ -223,8 +223,8 @@ impl<'a> Show<'a> {
         claim(
             stored < plain,
             &format!(
-                "{} on disk; compressed layers kept beside unpacked trees, as containerd does\n   \
-                 by default, would take {}: {:.0}% less",
+                "{} on disk; compressed layers kept beside unpacked trees,\n   \
+                 as containerd does by default, would take {}: {:.0}% less",
                 output::size(stored),
                 output::size(plain),
                 100.0 - 100.0 * stored as f64 / plain as f64
@@ -287,9 +287,7 @@ impl<'a> Show<'a> {
         )?;
 
         title("Next")?;
-        say(
-            "   larder agent --help       run it on a node, point crictl or the kubelet at its socket",
-        )?;
+        say("   larder agent --help       run it on a node, for crictl or the kubelet")?;
         say("   larder --root DIR pull    use it without any agent")?;
         say("   larder demo --image REF   see the same with an image of yours")
     }

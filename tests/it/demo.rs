@@ -18,7 +18,7 @@ fn every_claim_holds_and_nothing_stays() {
     assert!(out.contains("1 request, 0 bytes of layers"), "{out}");
     let wide: Vec<&str> = out
         .lines()
-        .filter(|line| line.chars().count() > 82)
+        .filter(|line| line.chars().count() > 80)
         .collect();
     assert!(wide.is_empty(), "{wide:?}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
