@@ -151,7 +151,8 @@ impl Records {
             Change::DeleteSegment(segment) => {
                 self.segments.remove(&segment);
             }
-            Change::NextSegment(next) => self.next_segment = next,
+            // Another ingest may have taken an id while the change was on its way to the disk.
+            Change::NextSegment(next) => self.next_segment = self.next_segment.max(next),
             Change::PutMount(target, row) => {
                 self.mounts.insert(target, row);
             }
@@ -278,5 +279,22 @@ impl LayerRow {
             added_bytes: self.added_bytes,
             entries: self.entries,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_taken_during_a_commit_is_not_given_out_again() {
+        let mut records = Records {
+            next_segment: 2,
+            ..Records::default()
+        };
+        records.apply(vec![Change::NextSegment(1)]);
+        assert_eq!(records.next_segment, 2);
+        records.apply(vec![Change::NextSegment(3)]);
+        assert_eq!(records.next_segment, 3);
     }
 }
