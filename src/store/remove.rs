@@ -200,11 +200,11 @@ impl State {
 
     /// Segments that hold nothing and that no ingest has, with their lengths: no ingest gets them from here on.
     fn take_empty_segments(&mut self) -> BTreeMap<u32, u64> {
-        let contents = &self.contents;
-        let segments = &mut self.idle_segments;
-        segments
-            .extract_if(.., |segment, _| contents.live(*segment) == 0)
-            .collect()
+        let (empty, held) = std::mem::take(&mut self.idle_segments)
+            .into_iter()
+            .partition(|(segment, _)| self.contents.live(*segment) == 0);
+        self.idle_segments = held;
+        empty
     }
 
     /// Those of `layers` that no image, mount or lease needs.

@@ -121,27 +121,40 @@ struct Shown {
 /// A directory of one layer: its position in the stack, and the inode.
 type Part = (usize, Node);
 
+/// A directory to look at.
+struct Suspect {
+    /// Among the suspects.
+    id: usize,
+    name: Box<[u8]>,
+    /// What overlayfs merges to it, topmost first; none where the stack does not show it.
+    parts: Vec<Part>,
+}
+
 fn resolve<S: ReadAt>(stack: &[Lower<S>], suspects: &Suspects) -> Result<Option<Tree>, ReadError> {
     let mut roots = Vec::with_capacity(stack.len());
     for (layer, lower) in stack.iter().enumerate() {
         roots.push((layer, lower.reader.root()?));
     }
     let mut shown: Vec<Shown> = Vec::new();
-    let mut todo: Vec<(usize, usize, Box<[u8]>, Vec<Part>)> = vec![(0, 0, Box::default(), roots)];
-    while let Some((suspect, parent, name, parts)) = todo.pop() {
-        let Some((inode, wrong)) = attributes(stack, &parts)? else {
+    let root = Suspect {
+        id: 0,
+        name: Box::default(),
+        parts: roots,
+    };
+    let mut todo = vec![(0, root)];
+    while let Some((parent, suspect)) = todo.pop() {
+        let Some((inode, wrong)) = attributes(stack, &suspect.parts)? else {
             continue;
         };
         let id = shown.len();
         shown.push(Shown {
             parent,
-            name,
+            name: suspect.name,
             inode,
             wrong,
         });
-        for (child, name, parts) in below(stack, suspects.children(suspect), &parts)? {
-            todo.push((child, id, name, parts));
-        }
+        let children = below(stack, suspects.children(suspect.id), &suspect.parts)?;
+        todo.extend(children.into_iter().map(|child| (id, child)));
     }
     Ok(tree_of(shown))
 }
@@ -192,24 +205,23 @@ fn same(a: &Inode, b: &Inode) -> bool {
     fields(a) == fields(b) && a.xattrs == b.xattrs
 }
 
-/// For each child that is a directory in the stack: its name, and the directories that overlayfs merges, topmost first.
-#[expect(clippy::type_complexity, reason = "used once, and said above")]
+/// The same for children of a directory.
 fn below<'a, S: ReadAt>(
     stack: &[Lower<S>],
     children: impl Iterator<Item = (&'a [u8], usize)>,
     parts: &[Part],
-) -> Result<Vec<(usize, Box<[u8]>, Vec<Part>)>, ReadError> {
-    struct Child<'a> {
-        name: &'a [u8],
-        id: usize,
-        parts: Vec<Part>,
+) -> Result<Vec<Suspect>, ReadError> {
+    struct Child {
+        suspect: Suspect,
         ended: bool,
     }
-    let mut children: Vec<Child<'_>> = children
+    let mut children: Vec<Child> = children
         .map(|(name, id)| Child {
-            name,
-            id,
-            parts: Vec::new(),
+            suspect: Suspect {
+                id,
+                name: name.into(),
+                parts: Vec::new(),
+            },
             ended: false,
         })
         .collect();
@@ -222,7 +234,7 @@ fn below<'a, S: ReadAt>(
         }
         let entries = lower.reader.read_dir(directory)?;
         for child in children.iter_mut().filter(|child| !child.ended) {
-            let found = entries.binary_search_by(|entry| (*entry.name).cmp(child.name));
+            let found = entries.binary_search_by(|entry| entry.name.cmp(&child.suspect.name));
             let Some(entry) = found.ok().and_then(|at| entries.get(at)) else {
                 continue;
             };
@@ -231,14 +243,11 @@ fn below<'a, S: ReadAt>(
             if !child.ended {
                 let node = lower.reader.inode(entry.nid)?;
                 child.ended = is_opaque(&lower.reader.xattrs(&node)?);
-                child.parts.push((*layer, node));
+                child.suspect.parts.push((*layer, node));
             }
         }
     }
-    Ok(children
-        .into_iter()
-        .map(|child| (child.id, child.name.into(), child.parts))
-        .collect())
+    Ok(children.into_iter().map(|child| child.suspect).collect())
 }
 
 /// The directories that are wrong, and those on the way to them.
