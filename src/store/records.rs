@@ -157,7 +157,8 @@ impl Records {
             Change::DeleteSegment(segment) => {
                 self.segments.remove(&segment);
             }
-            Change::NextSegment(next) => self.next_segment = next,
+            // An ingest may have taken one since the change was made up.
+            Change::NextSegment(next) => self.next_segment = self.next_segment.max(next),
             Change::PutMount(target, row) => {
                 self.mounts.insert(target, row);
             }
