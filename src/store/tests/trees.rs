@@ -378,3 +378,90 @@ proptest! {
         }
     }
 }
+
+/// What the store keeps for itself must not become an order to overlayfs, nor travel into a container's own layer.
+#[test]
+fn the_marks_of_the_store_stay_below_a_writable_layer() {
+    let name = "the_marks_of_the_store_stay_below_a_writable_layer";
+    use What::*;
+    let bench = Bench::new();
+    let store = bench.store();
+    let lease = store.lease();
+    let layers = [
+        vec![
+            item("", Directory, 4),
+            item("d/e/x", File, 1),
+            item("gone", File, 2),
+        ],
+        vec![
+            item("d/e/y", File, 3),
+            item("gone", Whiteout, 0),
+            item("d/w", Whiteout, 0),
+        ],
+    ];
+    let refs: Vec<LayerRef> = layers
+        .iter()
+        .map(|items| ingest(store, &tar_of(items), &lease).unwrap())
+        .collect();
+    let id = commit(store, 1, &refs, &lease);
+    let (target, writable) = (
+        bench.dir.path().join("target"),
+        bench.dir.path().join("writable"),
+    );
+    let _unmount = Unmount(target.clone());
+    if let Err(Error::MountUnsupported { cause }) = store.mount(&id, &target) {
+        return eprintln!("skipped: {name}: {cause}");
+    }
+    let lower: Vec<String> = refs
+        .iter()
+        .rev()
+        .map(|layer| {
+            store
+                .inner
+                .layout
+                .mount(&layer.diff_id)
+                .display()
+                .to_string()
+        })
+        .collect();
+    let [upper, work] = ["upper", "work"].map(|name| bench.dir.path().join(name));
+    for folder in [&upper, &work, &writable] {
+        std::fs::create_dir(folder).unwrap();
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        lower.join(":"),
+        upper.display(),
+        work.display()
+    );
+    let options = std::ffi::CString::new(options).unwrap();
+    let _writable = Unmount(writable.clone());
+    rustix::mount::mount(
+        "overlay",
+        &writable,
+        "overlay",
+        MountFlags::empty(),
+        options.as_c_str(),
+    )
+    .unwrap();
+    for path in ["", "d", "d/e"] {
+        let shown: Vec<String> = xattrs(&writable.join(path)).into_keys().collect();
+        assert!(
+            !shown.iter().any(|name| name.contains("overlay")),
+            "{path}: {shown:?}"
+        );
+    }
+    std::fs::write(writable.join("d/e/new"), "").unwrap();
+    std::fs::write(writable.join("d/w"), "").unwrap();
+    let is: Vec<String> = names_below(&writable);
+    assert_eq!(is, ["d"]);
+    for path in ["d", "d/e"] {
+        let copied: Vec<String> = xattrs(&upper.join(path)).into_keys().collect();
+        assert!(
+            !copied.iter().any(|name| name.contains("larder")),
+            "{path}: {copied:?}"
+        );
+    }
+    drop(Unmount(writable));
+    store.umount(&target).unwrap();
+}
