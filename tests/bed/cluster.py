@@ -7,8 +7,9 @@
                                        was interrupted, and more than once
     cluster.sh status DIR              what runs; status 0 if all of it does
     cluster.sh hold DIR [--node]       as up, then prints `ready`, waits for the end of its input, and does as down
-    cluster.sh kill|stop|start|restart PART DIR   SIGKILL; SIGTERM and wait; start and wait until ready; stop and start.
-                                       PART: etcd apiserver controller-manager scheduler containerd kubelet
+    cluster.sh kill|stop|start|restart PART DIR
+                                       SIGKILL; SIGTERM, and SIGKILL after 5 s; start and wait until ready; stop and
+                                       start. PART: etcd apiserver controller-manager scheduler containerd kubelet
     cluster.sh slow-etcd DIR MILLIS    from now on each request to etcd takes so much longer; 0 ends it
 
 Status 3: this machine cannot, and the reason on stderr. Several clusters, each in a DIR of its own, do not meet.
@@ -127,10 +128,10 @@ class Process:
             return "\n".join(self.log.read_text(errors="replace").splitlines()[-12:])
         return "it has no log"
 
-    def end(self, *signals):
-        """Sends the signals in turn, waiting up to 20 s after each."""
-        for number in signals:
-            end = time.monotonic() + 20
+    def end(self, gently=False):
+        """SIGKILL; `gently`: 5 s after SIGTERM, which is less than an API server with watches takes for itself."""
+        for number, patience in [(signal.SIGTERM, 5)] * gently + [(signal.SIGKILL, 20)]:
+            end = time.monotonic() + patience
             while pid := self.pid():
                 if number:
                     with contextlib.suppress(ProcessLookupError):
@@ -347,9 +348,9 @@ class Cluster:
         if name not in self.parts():
             raise Broken(f"{name} is no part of the cluster in {self.root}")
         if verb == "kill":
-            self.process(name).end(signal.SIGKILL)
+            self.process(name).end()
         if verb in ["stop", "restart"]:
-            self.process(name).end(signal.SIGTERM, signal.SIGKILL)
+            self.process(name).end(gently=True)
         if verb in ["start", "restart"]:
             self.start(name)
 
@@ -412,7 +413,7 @@ class Cluster:
         if not self.set:
             return
         for name in reversed(CONTROL_PLANE + NODE):
-            self.process(name).end(signal.SIGKILL)
+            self.process(name).end()
         self.node().remove()
         self.unmount()
         shutil.rmtree(self.root)
