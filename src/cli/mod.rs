@@ -12,6 +12,7 @@ mod failure;
 mod fsck;
 mod images;
 mod inspect;
+mod interrupt;
 mod mount;
 mod output;
 mod progress;
