@@ -45,6 +45,12 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 pub fn main(args: &AgentArgs) -> Result<ExitCode, ConfigError> {
     let config = Config::load(args)?;
     telemetry::init(&config.log).map_err(|error| ConfigError::new("logs", error))?;
+    if !config.unknown_variables.is_empty() {
+        tracing::warn!(
+            variables = config.unknown_variables.join(" "),
+            "Unknown variables in the environment mean nothing; is one misspelt?"
+        );
+    }
     match run(config) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {

@@ -41,7 +41,7 @@ type End = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>
 impl Client {
     pub(super) async fn open(globals: &Globals) -> Result<Self, Failure> {
         match &globals.root {
-            Some(root) => Self::local(root, &globals.hosts_dir).await,
+            Some(root) => Self::local(root, &globals.hosts_dirs()).await,
             None => Self::agent(&globals.socket()).await,
         }
     }

@@ -71,24 +71,11 @@ struct Globals {
     /// Open the store in DIR instead of talking to an agent
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// The agent's socket [default: /run/larder/larder.sock]
-    #[arg(
-        long,
-        global = true,
-        env = "LARDER_SOCKET",
-        hide_env_values = true,
-        value_name = "PATH"
-    )]
+    /// The agent's socket [env: LARDER_SOCKET] [default: /run/larder/larder.sock]
+    #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// With --root: folder with HOST/hosts.toml [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
-    #[arg(
-        long,
-        global = true,
-        env = "LARDER_HOSTS_DIR",
-        hide_env_values = true,
-        value_name = "DIR",
-        value_delimiter = ':'
-    )]
+    /// With --root: folder with HOST/hosts.toml [env: LARDER_HOSTS_DIR] [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
+    #[arg(long, global = true, value_name = "DIR", value_delimiter = ':')]
     hosts_dir: Vec<PathBuf>,
     /// How to print results; table where a verb does not say otherwise
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
@@ -102,8 +89,22 @@ struct Globals {
 }
 
 impl Globals {
+    /// The flag, else the variable. Not by the parser, which would take the variable for a flag of the agent's.
     fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET))
+        let variable = || std::env::var_os("LARDER_SOCKET").filter(|path| !path.is_empty());
+        let socket = self.socket.clone();
+        socket
+            .or_else(|| variable().map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from(SOCKET))
+    }
+
+    fn hosts_dirs(&self) -> Vec<PathBuf> {
+        match std::env::var_os("LARDER_HOSTS_DIR") {
+            Some(folders) if self.hosts_dir.is_empty() && !folders.is_empty() => {
+                std::env::split_paths(&folders).collect()
+            }
+            _ => self.hosts_dir.clone(),
+        }
     }
 }
 

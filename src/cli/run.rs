@@ -45,7 +45,7 @@ impl Terminal {
 pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { globals, verb } = cli;
     match verb {
-        Verb::Agent(args) => return agent::run(args, globals.verbose),
+        Verb::Agent(args) => return agent::run(args, &globals),
         Verb::Completions(args) => {
             completions::run(&args)?;
             return Ok(ExitCode::SUCCESS);

@@ -51,6 +51,7 @@ impl DemoAgent {
             scrub_interval: None,
             log: LogConfig::default(),
             cache,
+            unknown_variables: Vec::new(),
         };
         let shutdown = Shutdown::new();
         let agent = Agent::build(config).await?;
