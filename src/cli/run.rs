@@ -84,7 +84,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
         args.check()?;
     }
     let mut client = tokio::select! {
-        client = Client::open(globals) => client?,
+        client = Client::open(globals, matches!(verb, Verb::Pull(_))) => client?,
         failure = interrupts.first() => return Err(failure),
     };
     let work = async {
