@@ -170,6 +170,7 @@ async fn serve(
     admin: Option<JoinHandle<std::io::Result<()>>>,
 ) -> anyhow::Result<()> {
     let started = Instant::now();
+    tell("STATUS=Opening the store");
     let (root, options) = (config.root.clone(), config.cache.clone());
     let opening = tokio::task::spawn_blocking(move || parts.open(&root, options));
     let Opened { cache, store } = tokio::select! {
@@ -191,6 +192,7 @@ async fn serve(
     );
     checks.socket.set(true);
     tell("READY=1");
+    tell(&format!("STATUS=Serving {}", config.socket.display()));
     if let Some(pause) = config.scrub_interval {
         tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
     }
@@ -211,6 +213,7 @@ async fn serve(
     readiness.stop();
     shutdown.request();
     tell("STOPPING=1");
+    tell("STATUS=Waiting for calls under way");
     stop(config.drain_timeout, &cache, health, &tasks).await;
     result
 }
