@@ -114,7 +114,7 @@ fn errors_of_variables_name_the_variable() {
             "99 is not between 1 and 20",
         ),
         ("LARDER_HTTP", "here", "write IP:PORT"),
-        ("LARDER_LOG_LEVEL", "larder=loud", "loud"),
+        ("LARDER_LOG_LEVEL", "inof", "is no level"),
         ("LARDER_MAX_LAYERS", "0", "0 is not between 1 and 64"),
         ("LARDER_ROOT", "", "the path is empty"),
     ] {
