@@ -36,7 +36,7 @@ const ABOUT: &str = "An image cache for Kubernetes nodes: pulls once, keeps ever
 
 const AFTER: &str = "\
 Without --root, verbs talk to the agent (start one with: larder agent).
-With --root DIR they open the store in DIR themselves; no agent may run on it then.
+With --root DIR they open the store in DIR themselves; no agent may run on it.
 
 Examples:
   larder pull busybox                          through the agent
@@ -119,7 +119,7 @@ enum Verb {
     /// List images
     #[command(visible_alias = "ls", after_help = images::AFTER)]
     Images(images::Args),
-    /// Show all about images: config, layers and who shares them
+    /// Show config, layers and sharing of images
     #[command(visible_alias = "inspecti", after_help = inspect::AFTER)]
     Inspect(inspect::Args),
     /// Remove images and free their space
@@ -165,17 +165,21 @@ pub fn main() -> ExitCode {
                 return usage(&error);
             }
             // Help and version; a reader that hung up has seen enough.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
+            return match error.print() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&Failure::from(error)),
+            };
         }
     };
     match run::verb(cli) {
         Ok(code) => code,
-        Err(failure) => {
-            failure.print(&mut io::stderr().lock());
-            ExitCode::from(failure.code())
-        }
+        Err(failure) => failed(&failure),
     }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    failure.print(&mut io::stderr().lock());
+    ExitCode::from(failure.code())
 }
 
 fn usage(error: &clap::Error) -> ExitCode {
