@@ -142,7 +142,7 @@ mod tests {
             ("larder::store", true),
             ("inof", false),
             ("warn,debgu", false),
-            ("larder=warn,", false),
+            ("larder=warn,", true),
             ("", false),
             ("larder=loud", false),
             ("=", false),
