@@ -161,6 +161,16 @@ impl Store {
         })
     }
 
+    /// Whether a folder holds a store, of whatever format. Changes nothing; blocking.
+    ///
+    /// # Errors
+    /// It cannot be told, for lack of permission perhaps.
+    pub fn is_at(root: &Path) -> Result<bool, Error> {
+        let meta = Layout::new(root.to_path_buf()).meta();
+        meta.try_exists()
+            .map_err(|error| Error::io("look for", &meta, error))
+    }
+
     /// The data directory.
     pub fn root(&self) -> &Path {
         self.inner.layout.root()
