@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod config;
+pub mod crds;
 mod credentials;
 pub mod demo;
 mod open;

@@ -6,6 +6,7 @@
 mod agent;
 mod client;
 mod completions;
+mod crds;
 mod demo;
 mod df;
 mod failure;
@@ -146,6 +147,9 @@ enum Verb {
     /// Show what larder does; needs no root, network or cluster
     #[command(after_help = demo::AFTER)]
     Demo(demo::Args),
+    /// Print the kinds of the cluster API for kubectl apply
+    #[command(after_help = crds::AFTER)]
+    Crds(crds::Args),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER)]
     Completions(completions::Args),
