@@ -248,7 +248,7 @@ pub enum Visibility {
 
 /// A time of day, in UTC.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct Window {
     /// When it opens, such as `22:00`.
     #[schemars(schema_with = "super::schema::window_start")]
@@ -257,7 +257,7 @@ pub struct Window {
     #[schemars(schema_with = "super::schema::window_duration")]
     pub duration: String,
     /// Days on which it opens: `Mon` to `Sun`. Empty: every day.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::days")]
     pub days: Vec<String>,
 }
