@@ -3,7 +3,6 @@
 pub(crate) mod build;
 pub(crate) mod hub;
 pub(crate) mod process;
-pub(crate) mod registry;
 
 use std::path::PathBuf;
 
