@@ -9,6 +9,7 @@ mod blob;
 mod error;
 mod hosts;
 mod metrics;
+mod proxy;
 mod redact;
 mod resolve;
 mod retry;
