@@ -1,6 +1,7 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod agent;
+mod bad_input;
 mod cli;
 mod crash;
 mod demo;
