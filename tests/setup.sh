@@ -31,9 +31,9 @@ fi
 
 # The clients that the agent is tested with. Built once into a cache folder; a minute or two the first time.
 if command -v go >/dev/null; then
-    timeout 900 tests/bed/tools.sh crictl critest grpcurl >/dev/null </dev/null ||
-        say "crictl, critest and grpcurl could not be built"
+    timeout 900 tests/bed/tools.sh crictl critest grpcurl criclient >/dev/null </dev/null ||
+        say "crictl, critest, grpcurl and criclient could not be built"
 else
-    say "Go is not installed: no crictl, critest and grpcurl"
+    say "Go is not installed: no crictl, critest, grpcurl and criclient"
 fi
 exit 0

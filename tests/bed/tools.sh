@@ -70,6 +70,14 @@ for tool in "$@"; do
     grpcurl)
         build grpcurl "$GRPCURL" "$(module grpcurl github.com/fullstorydev/grpcurl $GRPCURL)" github.com/fullstorydev/grpcurl/cmd/grpcurl
         ;;
+    criclient)
+        # A program of our own around kubelet's client; its module is copied, for go writes a go.sum beside it.
+        own=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/criclient
+        stamp=$(cat "$own/go.mod" "$own/main.go" | cksum)
+        mkdir -p "$bed/src/criclient"
+        cp "$own/go.mod" "$own/main.go" "$bed/src/criclient/"
+        build criclient "$stamp" "$bed/src/criclient" .
+        ;;
     *)
         say "no recipe for $tool"
         exit 2
