@@ -135,6 +135,11 @@ impl BlobStream {
             if self.ended {
                 return None;
             }
+            if let Some(slow) = self.crawls()
+                && let Err(error) = self.interrupted(&slow)
+            {
+                return self.fail(error);
+            }
             let Some(answer) = &mut self.answer else {
                 if let Err(error) = self.open().await {
                     return self.fail(error);
@@ -158,11 +163,6 @@ impl BlobStream {
                 Ok(Some(bytes)) => {
                     if let Some(result) = self.take(bytes) {
                         return Some(result);
-                    }
-                    if let Some(slow) = self.crawls()
-                        && let Err(error) = self.interrupted(&slow)
-                    {
-                        return self.fail(error);
                     }
                 }
                 Ok(None) => {
@@ -238,7 +238,7 @@ impl BlobStream {
     fn crawls(&mut self) -> Option<Break> {
         let window = self.repository.transport.config.stall_timeout * WINDOW;
         let (since, before) = self.paced;
-        if since.elapsed() < window {
+        if self.answer.is_none() || since.elapsed() < window {
             return None;
         }
         let came = self.offset.saturating_sub(before);

@@ -6,6 +6,7 @@
 mod answer;
 mod auth;
 mod blob;
+mod connect;
 mod error;
 mod hosts;
 mod metrics;

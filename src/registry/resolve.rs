@@ -297,6 +297,10 @@ impl Repository {
                 ErrorClass::NotFound,
                 "it is not there: check repository and tag",
             ),
+            407 => (
+                ErrorClass::Unavailable,
+                "the proxy on the way wants other credentials: check those in HTTP_PROXY",
+            ),
             429 => (
                 ErrorClass::RateLimited,
                 "too many requests: wait, or pull with an account or through a mirror",
