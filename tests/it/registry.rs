@@ -684,6 +684,234 @@ async fn tls_is_verified_against_the_configured_authority() {
     assert!(error.to_string().contains("hosts.toml"), "{error}");
 }
 
+/// `hosts.toml` and certificates in the folder of a domain.
+fn certificates(domain: &str, text: &str, files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = hosts_dir(domain, text);
+    for (name, content) in files {
+        std::fs::write(root.path().join(domain).join(name), content).unwrap();
+    }
+    root
+}
+
+#[tokio::test]
+async fn client_certificates_are_shown_until_one_is_taken() {
+    let (servers, right, wrong) = (
+        Authority::new("of servers"),
+        Authority::new("of clients"),
+        Authority::new("of others"),
+    );
+    let tls = Tls::of(&servers).for_clients_of(&right);
+    let bench = Bench::on(Hub::start_tls(&tls).await, client());
+    let (one, other) = (right.sign(&["node"]), wrong.sign(&["node"]));
+    let both = format!("{}{}", one.certificate, one.key);
+    let files = [
+        ("ca.pem", servers.pem.as_str()),
+        ("one.pem", &one.certificate),
+        ("one.key", &one.key),
+        ("both.pem", &both),
+        ("other.pem", &other.certificate),
+        ("other.key", &other.key),
+    ];
+    let hosts = |client: &str| {
+        let text = format!(
+            "server = \"{}\"\nca = \"ca.pem\"\n{client}",
+            bench.hub.url()
+        );
+        certificates(&bench.hub.host, &text, &files)
+    };
+    for client in [
+        "client = \"both.pem\"",
+        "client = [\"both.pem\"]",
+        "client = [[\"one.pem\", \"one.key\"]]",
+        "client = [[\"other.pem\", \"other.key\"], [\"one.pem\", \"one.key\"]]",
+        "client = [[\"other.pem\", \"other.key\"], \"both.pem\"]",
+    ] {
+        let dir = hosts(client);
+        let opened = with_hosts(dir.path());
+        let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+        for _ in 0..2 {
+            let resolved = repository.resolve(&bench.reference).await;
+            let resolved = resolved.unwrap_or_else(|error| panic!("{client}: {error}"));
+            assert_eq!(resolved.digest, bench.digest, "{client}");
+        }
+        assert!(read(&repository, bench.blob()).await.unwrap() == bench.layer);
+    }
+    for (client, word) in [
+        ("", "\"client\" in hosts.toml"),
+        (
+            "client = [[\"other.pem\", \"other.key\"]]",
+            "client certificate",
+        ),
+    ] {
+        let dir = hosts(client);
+        let opened = with_hosts(dir.path());
+        let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+        let error = repository.resolve(&bench.reference).await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Unavailable, "{error}");
+        assert!(error.to_string().contains(word), "{client}: {error}");
+    }
+    // As docker keeps them: each pair beside its authority.
+    let docker = tempfile::tempdir().unwrap();
+    let folder = docker.path().join(&bench.hub.host);
+    std::fs::create_dir(&folder).unwrap();
+    for (name, content) in [
+        ("ca.crt", &servers.pem),
+        ("a.cert", &other.certificate),
+        ("a.key", &other.key),
+        ("b.cert", &one.certificate),
+        ("b.key", &one.key),
+    ] {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    let opened = with_hosts(docker.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    repository.resolve(&bench.reference).await.unwrap();
+}
+
+#[tokio::test]
+async fn certificates_are_not_shown_to_another_server() {
+    let (servers, clients) = (Authority::new("of servers"), Authority::new("of clients"));
+    let storage = Tls::of(&servers).for_clients_of(&clients);
+    let storage = Hub::start_tls(&storage).await;
+    let front = Tls::of(&servers).for_clients_of(&clients);
+    let bench = Bench::on(Hub::start_tls(&front).await, client());
+    let target = format!(
+        "{}/v2/team/app/blobs/{}",
+        storage.url(),
+        bench.blob().digest
+    );
+    let redirect = Fault::Redirect(target);
+    bench.hub.fault(Method::GET, "/blobs/", redirect);
+    let own = clients.sign(&["node"]);
+    let files = [
+        ("ca.pem", servers.pem.as_str()),
+        ("one.pem", &own.certificate),
+        ("one.key", &own.key),
+    ];
+    let text = format!(
+        "server = \"{}\"\nca = \"ca.pem\"\nclient = [[\"one.pem\", \"one.key\"]]",
+        bench.hub.url()
+    );
+    let dir = certificates(&bench.hub.host, &text, &files);
+    let opened = with_hosts(dir.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    repository.resolve(&bench.reference).await.unwrap();
+    let error = read(&repository, bench.blob()).await.map(drop).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unavailable, "{error}");
+    assert!(storage.take_seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_on_this_node_may_speak_either() {
+    let tls = Hub::start_tls(&Tls::of(&Authority::new("nobody knows"))).await;
+    for hub in [tls, Hub::start().await] {
+        let bench = Bench::on(hub, client());
+        for _ in 0..2 {
+            let resolved = bench.open().resolve(&bench.reference).await.unwrap();
+            assert_eq!(resolved.digest, bench.digest);
+        }
+        assert!(read(&bench.open(), bench.blob()).await.unwrap() == bench.layer);
+        assert_eq!(bench.hub.take_seen().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn plain_http_with_settings_for_tls_means_either() {
+    let authority = Authority::new("of the test");
+    let tls = Hub::start_tls(&Tls::of(&authority)).await;
+    for hub in [tls, Hub::start().await] {
+        let bench = Bench::on(hub, client());
+        let text = format!("server = \"http://{}\"\nca = \"ca.pem\"\n", bench.hub.host);
+        let dir = certificates(&bench.hub.host, &text, &[("ca.pem", &authority.pem)]);
+        let opened = with_hosts(dir.path());
+        let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+        repository.resolve(&bench.reference).await.unwrap();
+        assert!(read(&repository, bench.blob()).await.unwrap() == bench.layer);
+        assert!(
+            bench
+                .hub
+                .take_seen()
+                .iter()
+                .all(|seen| seen.query.is_empty())
+        );
+    }
+    // A certificate that is not trusted is no reason to go on without any.
+    let other = Hub::start_tls(&Tls::of(&Authority::new("of somebody"))).await;
+    let bench = Bench::on(other, client());
+    let text = format!("server = \"http://{}\"\nca = \"ca.pem\"\n", bench.hub.host);
+    let dir = certificates(&bench.hub.host, &text, &[("ca.pem", &authority.pem)]);
+    let opened = with_hosts(dir.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    let error = repository.resolve(&bench.reference).await.unwrap_err();
+    assert!(
+        error.to_string().contains("\"ca\" in hosts.toml"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_default_folder_paths_headers_and_capabilities_are_heeded() {
+    let (bench, mirror, late) = (Bench::new().await, Hub::start().await, Hub::start().await);
+    late.push("team/app", "v1", &bench.image);
+    let root = tempfile::tempdir().unwrap();
+    let default = root.path().join("_default");
+    std::fs::create_dir(&default).unwrap();
+    let text = format!(
+        "[host.\"{}/odd/api\"]\noverride_path = true\nheader = {{ x-one = [\"1\", \"2\"], x-two = \"3\" }}\n\
+         [host.\"{}\"]\ncapabilities = [\"Pull\"]\n",
+        mirror.url(),
+        late.url()
+    );
+    std::fs::write(default.join("hosts.toml"), text).unwrap();
+    let opened = with_hosts(root.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    let resolved = repository.resolve(&bench.reference).await.unwrap();
+    assert_eq!(resolved.host, bench.hub.host);
+    let seen = mirror.take_seen();
+    assert_eq!(seen[0].line(), "HEAD /odd/api/team/app/manifests/v1");
+    let namespace = format!("ns={}", bench.hub.host.replace(':', "%3A"));
+    assert_eq!(seen[0].query, namespace);
+    let values: Vec<_> = seen[0].headers.get_all("x-one").iter().collect();
+    assert_eq!(values, ["1", "2"]);
+    assert_eq!(seen[0].header("x-two"), Some("3"));
+    // It may not say what a tag names, and serves what has a digest.
+    assert!(late.take_seen().is_empty());
+    let fetched = repository.manifest(&bench.digest).await.unwrap();
+    assert_eq!(fetched.host, late.host);
+    // A folder of the domain itself hides the default.
+    let own = root.path().join(bench.hub.host.replace(':', "_") + "_");
+    std::fs::create_dir(&own).unwrap();
+    let text = format!("server = \"{}\"\n", bench.hub.url());
+    std::fs::write(own.join("hosts.toml"), text).unwrap();
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    mirror.take_seen();
+    repository.resolve(&bench.reference).await.unwrap();
+    assert!(mirror.take_seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_that_trickles_or_stalls_again_and_again_is_given_up() {
+    let config = |stall| Config {
+        stall_timeout: Duration::from_millis(stall),
+        ..config()
+    };
+    let stall = Fault::Stall(1000);
+    let trickle = Fault::Drip(50, Duration::from_millis(30));
+    for (fault, stall) in [(stall, 100), (trickle, 150)] {
+        let bench = Bench::new().await;
+        bench.hub.fault(Method::GET, "/blobs/", fault);
+        let client = Client::new(config(stall), Metrics::default()).unwrap();
+        let repository = open(&client, &bench.reference, Credentials::Anonymous);
+        let error = read(&repository, bench.blob()).await.map(drop).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Broken);
+        // On a busy machine a trickle may stall as well.
+        let told = error.to_string();
+        let words = ["no byte came", "bytes came in"];
+        assert!(words.iter().any(|word| told.contains(word)), "{told}");
+        assert_eq!(bench.hub.take_seen().len(), 3, "{told}");
+    }
+}
+
 #[tokio::test]
 async fn https_does_not_lead_to_plain_http() {
     let bench = Bench::on(

@@ -3,6 +3,7 @@
 pub(crate) mod build;
 pub(crate) mod hub;
 pub(crate) mod process;
+pub(crate) mod proxy;
 
 use std::path::PathBuf;
 

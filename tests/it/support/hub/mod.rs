@@ -19,7 +19,7 @@ use super::build::{BuiltImage, INDEX, MANIFEST, digest};
 
 pub(crate) use faults::Fault;
 pub(crate) use reply::{Auth, TokenServer};
-pub(crate) use tls::{Authority, Identity, Tls};
+pub(crate) use tls::{Authority, Tls};
 
 /// One request as it came.
 #[derive(Clone, Debug)]
@@ -212,11 +212,6 @@ impl Hub {
     /// All tokens sold so far stop to count.
     pub(crate) fn revoke_tokens(&self) {
         self.content().tokens.clear();
-    }
-
-    /// Tokens sold so far that still count.
-    pub(crate) fn tokens(&self) -> Vec<String> {
-        self.content().tokens.clone()
     }
 
     /// From now on, for all requests of `method` whose path contains `path`.
