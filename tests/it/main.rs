@@ -3,6 +3,7 @@
 mod agent;
 mod bad_input;
 mod cli;
+mod cluster;
 mod crash;
 mod demo;
 mod doors;
