@@ -3,6 +3,7 @@
 Everything made outside of the cluster's folder is found again by a name that only this cluster uses, and removed.
 """
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -16,8 +17,9 @@ import time
 
 # Set by the kubelet without asking.
 SYSCTLS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"]
-# Made by libcni, runc and the kubelet, wherever their own folders are.
-FIXED = ["/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet"]
+# Made by containerd, libcni and the kubelet, wherever they are told to keep their things.
+FIXED = ["/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers"]
+FIXED += ["/var/lib/kubelet/device-plugins/kubelet.sock", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet"]
 # Any image with this name on the node runs as the sandbox of pods.
 PAUSE = "bed.local/pause:1"
 BUSYBOX = "bed.local/busybox:1"
@@ -166,6 +168,7 @@ imports = ['{self.root}/conf.d/*.toml']
 [plugins.'io.containerd.cri.v1.runtime'.cni]
   bin_dirs = ['{bin_dir}/cni']
   conf_dir = '{self.root}/cni.d'
+  use_internal_loopback = true
 """
 
     def kubelet(self, ca):
@@ -238,7 +241,7 @@ imports = ['{self.root}/conf.d/*.toml']
                     link.unlink()
         for group, _ in self.groups():
             for folder, _, _ in os.walk(group, topdown=False):
-                os.rmdir(folder)
+                self.remove_group(folder)
         if self.before.exists():
             before = json.loads(self.before.read_text())
             for name, value in before["sysctls"].items():
@@ -248,7 +251,20 @@ imports = ['{self.root}/conf.d/*.toml']
             for path in before["absent"]:
                 # Others may use them by now.
                 with contextlib.suppress(OSError):
-                    os.rmdir(path)
+                    os.unlink(path) if path.endswith(".sock") else os.rmdir(path)
+
+
+    @staticmethod
+    def remove_group(folder):
+        """The kernel may hold one for a moment longer than its last process lives."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                return os.rmdir(folder)
+            except OSError as why:
+                if why.errno != errno.EBUSY or time.monotonic() > end:
+                    raise Fault(f"{folder}: {why}") from why
+            time.sleep(0.01)
 
 
 def image_layout(busybox):
