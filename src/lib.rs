@@ -11,6 +11,7 @@ pub mod control;
 pub mod cri;
 pub mod erofs;
 pub mod image;
+pub mod k8s;
 pub mod lifecycle;
 pub mod registry;
 pub mod store;

@@ -18,6 +18,8 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("cri", &["image", "cache", "lifecycle", "telemetry"]),
     ("control", &["image", "cache", "lifecycle", "telemetry"]),
     ("admin", &["lifecycle", "telemetry"]),
+    ("runtime", &["image", "lifecycle", "telemetry"]),
+    ("k8s", &["image", "lifecycle", "telemetry"]),
     (
         "cli",
         &["image", "app", "control", "lifecycle", "telemetry"],

@@ -1,0 +1,184 @@
+//! What one node reports: `NodeImageCache`, named as its Node and owned by it. A summary without a list of images:
+//! that comes from the node's agent.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Images held by one node, in figures. Written by that node's agent alone.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[kube(
+    group = "larder.dev",
+    version = "v1alpha1",
+    kind = "NodeImageCache",
+    plural = "nodeimagecaches",
+    singular = "nodeimagecache",
+    shortname = "nimg",
+    category = "larder",
+    status = "NodeImageCacheStatus",
+    no_spec,
+    derive = "PartialEq",
+    derive = "Default"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct NodeImageCacheSpec {}
+
+/// What a node reports.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeImageCacheStatus {
+    /// Version of the agent.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub agent_version: String,
+    /// When the report was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_time: Option<Time>,
+    /// Bytes and counts of the store.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreFigures>,
+    /// Tells whether the list of images changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inventory: Option<Inventory>,
+    /// The prepulls that choose this node; 256 at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prepulls: Vec<HeldPrepull>,
+    /// How many more there are.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub prepulls_omitted: i64,
+    /// Images that could not be pulled; ten at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<ImageFailure>,
+    /// The last prune run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prune: Option<PruneReport>,
+    /// `Ready`, `StoreHealthy`, `DiskPressure`, `ApiSynced`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Bytes and counts of the store.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct StoreFigures {
+    /// Size of the file system.
+    pub capacity_bytes: i64,
+    /// Free for us on it.
+    pub available_bytes: i64,
+    /// What images occupy on disk.
+    pub stored_bytes: i64,
+    /// Sum of the layers' contents.
+    pub logical_bytes: i64,
+    /// Contents that only pinned images have.
+    pub pinned_bytes: i64,
+    /// Images.
+    pub images: i64,
+    /// Layers.
+    pub layers: i64,
+}
+
+/// Tells whether the list of images changed.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Inventory {
+    /// 32 hexadecimal digits over the sorted ids, names and pins.
+    pub hash: String,
+    /// Images.
+    pub images: i64,
+}
+
+/// How far a node is with one prepull.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct HeldPrepull {
+    /// `metadata.uid` of the prepull.
+    pub uid: String,
+    /// Its name; with its namespace in front (`team-a/app`) for an `ImagePrepull`.
+    pub name: String,
+    /// The revision that the node holds or works on.
+    pub revision: String,
+    /// How far it is.
+    pub state: HoldState,
+    /// Images held.
+    pub ready: i32,
+    /// Images of the revision.
+    pub total: i32,
+    /// Why it is not ready, from a closed set.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub reason: String,
+}
+
+/// How far a node is with a revision.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub enum HoldState {
+    /// Not started.
+    #[default]
+    Pending,
+    /// Under way.
+    Pulling,
+    /// All images are held.
+    Ready,
+    /// Given up after its retries; tried again later.
+    Failed,
+    /// Nothing to do here.
+    Skipped,
+}
+
+/// An image that could not be pulled.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ImageFailure {
+    /// As the prepull names it.
+    pub image: String,
+    /// `metadata.uid` of the prepull that declares it; of several, the first.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub prepull: String,
+    /// One of a closed set.
+    pub reason: String,
+    /// For people, without anything that the registry sent.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+    /// So far.
+    pub attempts: i32,
+    /// Of the last attempt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// The last prune run.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PruneReport {
+    /// Name of the policy.
+    pub policy: String,
+    /// Its generation.
+    pub generation: i64,
+    /// When the run ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_run_time: Option<Time>,
+    /// Images removed.
+    pub removed_images: i64,
+    /// Bytes freed.
+    pub freed_bytes: i64,
+    /// Bytes that would be freed.
+    pub would_free_bytes: i64,
+    /// The largest; five at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub top: Vec<PruneTop>,
+}
+
+/// An image that went, or would go.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PruneTop {
+    /// One of its names.
+    pub image: String,
+    /// The rule that selected it.
+    pub rule: String,
+    /// Bytes.
+    pub bytes: i64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}

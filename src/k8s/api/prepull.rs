@@ -1,0 +1,348 @@
+//! Declared images: `ClusterImagePrepull` and `ImagePrepull`.
+//!
+//! Two kinds with shared parts: only the cluster kind's references have namespaces, and only it may gate nodes or show
+//! private images to everybody on a node.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::CustomResource;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::percent::IntOrPercent;
+use super::selector::{LabelSelector, NodeFacts, NodeSelectorTerm};
+use super::slot::Slot;
+
+/// Images of one prepull.
+pub const MAX_IMAGES: usize = 256;
+/// Failures that a status lists.
+pub const MAX_FAILURES: usize = 10;
+
+/// Images that nodes of the cluster shall hold before any pod asks for them.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[kube(
+    group = "larder.dev",
+    version = "v1alpha1",
+    kind = "ClusterImagePrepull",
+    plural = "clusterimageprepulls",
+    singular = "clusterimageprepull",
+    shortname = "cipp",
+    category = "larder",
+    status = "PrepullStatus",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterImagePrepullSpec {
+    /// What both kinds of prepull have.
+    #[serde(flatten)]
+    pub shared: SharedPrepullSpec,
+    /// Workloads whose pod templates' images are prepulled too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images_from: Vec<ClusterWorkload>,
+    /// Secrets of type `kubernetes.io/dockerconfigjson` to pull with. Without any, the nodes' own credentials are used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<SecretRef>,
+    /// Who may use an image that was pulled with a pull secret. `Authorized`: pods whose own credentials the registry
+    /// accepts. `NodeWide`: every pod on the node.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub visibility: Visibility,
+    /// Keeps pods away from a node until it holds the images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gate: Option<Gate>,
+}
+
+/// Images that nodes shall hold for a namespace's pods before they ask for them.
+#[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[kube(
+    group = "larder.dev",
+    version = "v1alpha1",
+    kind = "ImagePrepull",
+    plural = "imageprepulls",
+    singular = "imageprepull",
+    shortname = "ipp",
+    category = "larder",
+    namespaced,
+    status = "PrepullStatus",
+    derive = "PartialEq"
+)]
+#[serde(rename_all = "camelCase")]
+pub struct ImagePrepullSpec {
+    /// What both kinds of prepull have.
+    #[serde(flatten)]
+    pub shared: SharedPrepullSpec,
+    /// Workloads of this namespace whose pod templates' images are prepulled too.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images_from: Vec<Workload>,
+    /// Secrets of this namespace, of type `kubernetes.io/dockerconfigjson`, to pull with.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub pull_secrets: Vec<LocalSecret>,
+}
+
+/// What both kinds of prepull have.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SharedPrepullSpec {
+    /// Image references, with a tag, a digest or both. A tag is resolved once per refresh; all nodes get that digest.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
+    /// Nodes by label. Absent: every node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+    /// Nodes by terms, of which one must hold, besides `nodeSelector`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub node_selector_terms: Vec<NodeSelectorTerm>,
+    /// Nodes by name. Excludes the two other ways.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub node_names: Vec<String>,
+    /// Whether nodes that repel ordinary pods are left out.
+    #[serde(skip_serializing_if = "is_default")]
+    pub taints: Taints,
+    /// Platforms to hold, such as `linux/amd64`. Empty: each node's own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub platforms: Vec<String>,
+    /// Higher is pulled first, after everything that pods wait for.
+    #[serde(skip_serializing_if = "is_default")]
+    pub priority: i32,
+    /// How a change reaches the nodes.
+    pub rollout: Rollout,
+    /// `Standing`: the images are held as long as the object exists, on nodes that join later too. `Once`: each node
+    /// pulls each revision once, and nothing protects the images afterwards.
+    #[serde(skip_serializing_if = "is_default")]
+    pub mode: Mode,
+    /// How often tags are looked up again, such as `1h`. Absent: tags are resolved when the object changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh_interval: Option<String>,
+    /// When nodes may start pulling for this prepull. Absent: always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
+    /// Reported to the kubelet as pinned, so that its garbage collection leaves the images alone.
+    #[serde(skip_serializing_if = "is_default")]
+    pub pin: bool,
+    /// How long the images stay protected after the object is deleted or no longer chooses the node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retain_after_deletion: Option<String>,
+}
+
+/// How a change reaches the nodes.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Rollout {
+    /// Nodes that pull at once. Default 10%.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_in_flight: Option<IntOrPercent>,
+    /// No further node is admitted while true.
+    #[serde(skip_serializing_if = "is_default")]
+    pub paused: bool,
+    /// Distinct nodes that may fail a revision, after their retries, before the rollout stalls. Default 10%.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_failures: Option<IntOrPercent>,
+    /// How long a revision may take before the rollout stalls. Absent: for ever.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
+}
+
+/// Whether nodes that repel ordinary pods are left out.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub enum Taints {
+    /// Taints do not matter.
+    #[default]
+    Ignore,
+    /// Nodes that are unschedulable or have a `NoSchedule` or `NoExecute` taint are left out.
+    Honor,
+}
+
+/// How long images are held.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub enum Mode {
+    /// As long as the object exists.
+    #[default]
+    Standing,
+    /// Pulled once for each revision.
+    Once,
+}
+
+/// Who may use an image that was pulled with a pull secret.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub enum Visibility {
+    /// Pods whose own credentials the registry accepts.
+    #[default]
+    Authorized,
+    /// Every pod on the node.
+    NodeWide,
+}
+
+/// A time of day, in UTC.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Window {
+    /// When it opens, such as `22:00`.
+    pub start: String,
+    /// How long it stays open, such as `6h`; 24h at most.
+    pub duration: String,
+    /// Days on which it opens: `Mon` to `Sun`. Empty: every day.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub days: Vec<String>,
+}
+
+/// Keeps pods away from a node until it holds the images.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct Gate {
+    /// A label that is set to `true` on the node when it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_label: Option<String>,
+    /// Key of a taint that is removed from the node when it is ready.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub startup_taint: Option<String>,
+    /// How long after it was first seen a node is let in although it is not ready. Default 10m.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deadline: Option<String>,
+}
+
+/// A workload in the prepull's namespace.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Workload {
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or `CronJob`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A workload in any namespace.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ClusterWorkload {
+    /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or `CronJob`.
+    pub kind: String,
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// A secret in the prepull's namespace.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub struct LocalSecret {
+    /// Its name.
+    pub name: String,
+}
+
+/// A secret in any namespace.
+#[derive(
+    Clone, Debug, Default, Deserialize, Eq, Hash, JsonSchema, Ord, PartialEq, PartialOrd, Serialize,
+)]
+pub struct SecretRef {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+}
+
+/// How far a prepull is. Written by the controller alone.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrepullStatus {
+    /// Generation of the spec that this status is about.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// Nodes, counted.
+    pub nodes: NodeCounts,
+    /// The revision being rolled out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
+    /// The revision's images and their digests: what nodes pull.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resolved: Vec<ResolvedImage>,
+    /// What keeps nodes from being ready, the most common first; ten at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub failures: Vec<PrepullFailure>,
+    /// `Ready`, `Progressing`, `Stalled`, `Resolved`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub conditions: Vec<Condition>,
+}
+
+/// Nodes, counted: ready <= admitted <= desired.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct NodeCounts {
+    /// Chosen by the spec.
+    pub desired: i64,
+    /// Let in by the rollout.
+    pub admitted: i64,
+    /// Hold every image of the current revision.
+    pub ready: i64,
+    /// Gave up on the current revision for now.
+    pub failed: i64,
+    /// Not ready as nodes, or silent, for ten minutes; they hold no place in the rollout.
+    pub unreachable: i64,
+}
+
+/// The revision being rolled out.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RolloutStatus {
+    /// 16 hexadecimal digits that name the images' digests and the platforms.
+    pub revision: String,
+    /// Generation of the spec that the revision was made from. Nodes act on it only while it is the object's own.
+    pub observed_generation: i64,
+    /// Nodes whose slot is at most this are admitted. 0: none.
+    pub admitted: Slot,
+    /// When the revision was made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When tags were last looked up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refresh_time: Option<Time>,
+}
+
+/// An image of a revision.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub struct ResolvedImage {
+    /// As the spec, or the workload, names it.
+    pub image: String,
+    /// Of the index or manifest it stood for.
+    pub digest: String,
+}
+
+/// What keeps nodes from being ready.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrepullFailure {
+    /// The image, as the spec names it.
+    pub image: String,
+    /// A node that reports it; empty where the controller itself found it.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub node: String,
+    /// How many nodes report it.
+    #[serde(skip_serializing_if = "is_default")]
+    pub nodes: i64,
+    /// One of a closed set.
+    pub reason: String,
+    /// For people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub message: String,
+}
+
+impl SharedPrepullSpec {
+    /// Whether the spec chooses a node.
+    pub fn selects(&self, node: &NodeFacts) -> bool {
+        if self.taints == Taints::Honor && node.repels_pods() {
+            return false;
+        }
+        if !self.node_names.is_empty() {
+            return self.node_names.contains(&node.name);
+        }
+        self.node_selector
+            .as_ref()
+            .is_none_or(|selector| selector.matches(&node.labels))
+            && (self.node_selector_terms.is_empty()
+                || self
+                    .node_selector_terms
+                    .iter()
+                    .any(|term| term.matches(&node.labels)))
+    }
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
