@@ -16,6 +16,7 @@ for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 [ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
+[ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing ${packages[*]}"
