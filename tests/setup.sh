@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 say() { echo "setup: $*" >&2; }
 
 # program:package
-wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd"
+wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd promtool:prometheus"
 packages=()
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
