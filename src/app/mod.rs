@@ -7,6 +7,8 @@ pub mod agent;
 pub mod config;
 mod credentials;
 pub mod demo;
+mod interim;
+mod kube_agent;
 mod open;
 
 pub use credentials::{Found, credentials_for};

@@ -14,7 +14,7 @@ use tokio::task::JoinHandle;
 
 use super::CacheOptions;
 use super::agent::Agent;
-use super::config::Config;
+use super::config::{Config, DeclaredConfig};
 use crate::lifecycle::Shutdown;
 use crate::telemetry::LogConfig;
 
@@ -73,6 +73,7 @@ impl DemoAgent {
             scrub_interval: None,
             log: LogConfig::default(),
             cache,
+            declared: DeclaredConfig::default(),
         };
         let shutdown = Shutdown::new();
         let agent = Agent::build(config).await?;
