@@ -42,17 +42,17 @@ pub struct Metrics {
 
 /// Images that prepulls make this node hold, by how far they are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ImageCounts {
+pub(super) struct ImageCounts {
     /// Held.
-    pub ready: u64,
+    pub(super) ready: u64,
     /// Being pulled.
-    pub pulling: u64,
+    pub(super) pulling: u64,
     /// Missing, and not started.
-    pub pending: u64,
+    pub(super) pending: u64,
     /// Missing after their retries.
-    pub failed: u64,
+    pub(super) failed: u64,
     /// Of prepulls that no longer count here, until retention ends.
-    pub retained: u64,
+    pub(super) retained: u64,
 }
 
 impl Metrics {

@@ -29,39 +29,39 @@ impl Default for Limits {
 
 /// What the plan is made from.
 #[derive(Clone, Copy, Debug)]
-pub struct Work<'a> {
+pub(super) struct Work<'a> {
     /// What to hold.
-    pub holds: &'a [Hold],
+    pub(super) holds: &'a [Hold],
     /// Failures so far.
-    pub failures: &'a Failures,
+    pub(super) failures: &'a Failures,
     /// Pulls that run.
-    pub running: &'a BTreeSet<Unit>,
+    pub(super) running: &'a BTreeSet<Unit>,
     /// How many may.
-    pub limits: Limits,
+    pub(super) limits: Limits,
 }
 
 /// A pull to start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Start {
+pub(super) struct Start {
     /// What.
-    pub unit: Unit,
+    pub(super) unit: Unit,
     /// Highest of those who want it.
-    pub priority: i32,
+    pub(super) priority: i32,
     /// Of one of those who want it: after a failure, of the next one.
-    pub secrets: Vec<SecretRef>,
+    pub(super) secrets: Vec<SecretRef>,
     /// Of the same one; nobody's secret makes an image public because another one is generous.
-    pub node_wide: bool,
+    pub(super) node_wide: bool,
 }
 
 /// What to do now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub(super) struct Plan {
     /// Pulls to start, the most urgent first.
-    pub start: Vec<Start>,
+    pub(super) start: Vec<Start>,
     /// Pulls that nobody wants any more.
-    pub cancel: Vec<Unit>,
+    pub(super) cancel: Vec<Unit>,
     /// When to plan again, if nothing happens before.
-    pub wake: Option<Timestamp>,
+    pub(super) wake: Option<Timestamp>,
 }
 
 /// Everyone who wants a unit.
@@ -71,7 +71,7 @@ struct Wanted<'a> {
 }
 
 /// Plans. `held` says whether a unit is held, `stale` when a held one is to be pulled again.
-pub fn plan(
+pub(super) fn plan(
     work: Work<'_>,
     held: impl Fn(&Unit) -> bool,
     stale: impl Fn(&Hold, &Unit) -> Option<Timestamp>,
@@ -184,7 +184,7 @@ pub fn plan(
 
 /// When a tag that is held is to be pulled again: without a controller, each node follows tags by itself. `share` of
 /// the interval, within 0..1, keeps nodes apart.
-pub fn stale_at(hold: &Hold, unit: &Unit, pulled: Timestamp, share: f64) -> Option<Timestamp> {
+pub(super) fn stale_at(hold: &Hold, unit: &Unit, pulled: Timestamp, share: f64) -> Option<Timestamp> {
     if hold.terms.refresh_seconds == 0 || !unit.digest.is_empty() || unit.image.contains('@') {
         return None;
     }

@@ -147,64 +147,64 @@ impl Unit {
 
 /// What is to be held, by digests.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Revision {
+pub(super) struct Revision {
     /// 16 hexadecimal digits.
-    pub id: String,
+    pub(super) id: String,
     /// Nodes whose slot is at most this may start.
-    pub admitted: Slot,
+    pub(super) admitted: Slot,
     /// Sorted, without repetitions.
-    pub units: Vec<Unit>,
+    pub(super) units: Vec<Unit>,
 }
 
 /// How the units are to be held.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Eq, Serialize)]
 #[serde(default)]
-pub struct Terms {
+pub(super) struct Terms {
     /// Higher is first.
-    pub priority: i32,
+    pub(super) priority: i32,
     /// Pulled once; not held afterwards.
-    pub once: bool,
+    pub(super) once: bool,
     /// Reported as pinned.
-    pub pin: bool,
+    pub(super) pin: bool,
     /// Private images are shown to every pod.
-    pub node_wide: bool,
+    pub(super) node_wide: bool,
     /// When pulls may start.
-    pub window: Option<Window>,
+    pub(super) window: Option<Window>,
     /// How long they stay protected after a release.
-    pub retain_seconds: u64,
+    pub(super) retain_seconds: u64,
     /// How often tags are pulled again; for files only, elsewhere it is the controller's.
-    pub refresh_seconds: u64,
+    pub(super) refresh_seconds: u64,
     /// To pull with.
-    pub secrets: Vec<SecretRef>,
+    pub(super) secrets: Vec<SecretRef>,
 }
 
 impl Terms {
     /// As a duration.
-    pub fn retain(&self) -> Duration {
+    pub(super) fn retain(&self) -> Duration {
         Duration::from_secs(self.retain_seconds)
     }
 }
 
 /// A prepull as the agent keeps it.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Prepull {
+pub(super) struct Prepull {
     /// Which one.
-    pub identity: Identity,
+    pub(super) identity: Identity,
     /// Which nodes; images and workloads are left out.
-    pub selector: SharedPrepullSpec,
+    pub(super) selector: SharedPrepullSpec,
     /// How.
-    pub terms: Terms,
+    pub(super) terms: Terms,
     /// Nodes chosen, as the controller counts them: what writes are spread by.
-    pub desired: u64,
+    pub(super) desired: u64,
     /// What; `None` until the controller has said it for this very spec.
-    pub revision: Option<Revision>,
+    pub(super) revision: Option<Revision>,
     /// What the object says wrongly.
-    pub faults: Vec<String>,
+    pub(super) faults: Vec<String>,
 }
 
 impl Prepull {
     /// Of the API server's object.
-    pub fn of_cluster(object: &ClusterImagePrepull) -> Self {
+    pub(super) fn of_cluster(object: &ClusterImagePrepull) -> Self {
         let spec = &object.spec;
         let mut out = Prepull::new(
             identity(Kind::ClusterImagePrepull, &object.metadata),
@@ -218,7 +218,7 @@ impl Prepull {
     }
 
     /// Of the API server's object.
-    pub fn of_namespaced(object: &ImagePrepull) -> Self {
+    pub(super) fn of_namespaced(object: &ImagePrepull) -> Self {
         let spec = &object.spec;
         let mut out = Prepull::new(identity(Kind::ImagePrepull, &object.metadata), &spec.shared);
         let namespace = out.identity.namespace.clone();
@@ -232,7 +232,7 @@ impl Prepull {
     }
 
     /// Of a file: its own revision, and everybody is admitted. The uid is made of kind, namespace and name.
-    pub fn of_file(
+    pub(super) fn of_file(
         file: &str,
         kind: Kind,
         namespace: &str,
@@ -280,7 +280,7 @@ impl Prepull {
     }
 
     /// Whether the spec chooses a node.
-    pub fn selects(&self, node: &NodeFacts) -> bool {
+    pub(super) fn selects(&self, node: &NodeFacts) -> bool {
         self.selector.selects(node)
     }
 

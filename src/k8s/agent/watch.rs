@@ -150,7 +150,7 @@ pub enum Link {
 
 /// What happened to objects of a kind.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Delta<T> {
+pub(super) enum Delta<T> {
     /// All there are.
     All {
         /// Those that can be read.
@@ -169,7 +169,7 @@ pub enum Delta<T> {
 
 /// A message of a watch to the agent.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Told<T> {
+pub(super) enum Told<T> {
     /// About objects.
     Objects(Delta<T>),
     /// About the connection.
@@ -178,13 +178,13 @@ pub enum Told<T> {
 
 /// What all watches of an agent have in common. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Following {
+pub(super) struct Following {
     /// To the API server.
-    pub connection: Arc<Connection>,
+    pub(super) connection: Arc<Connection>,
     /// Nodes of the cluster, as far as known: what reconnects are spread by.
-    pub nodes: Arc<AtomicU64>,
+    pub(super) nodes: Arc<AtomicU64>,
     /// Counters.
-    pub metrics: Metrics,
+    pub(super) metrics: Metrics,
 }
 
 /// One kind to follow.
