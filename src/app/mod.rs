@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod config;
+pub mod crds;
 mod credentials;
 pub mod demo;
 mod interim;
@@ -12,4 +13,4 @@ mod kube_agent;
 mod open;
 
 pub use credentials::{Found, credentials_for};
-pub use open::{CacheOptions, Opened, open_cache};
+pub use open::{CacheOptions, Opened, expect_store, open_cache};

@@ -184,7 +184,12 @@ pub(super) fn plan(
 
 /// When a tag that is held is to be pulled again: without a controller, each node follows tags by itself. `share` of
 /// the interval, within 0..1, keeps nodes apart.
-pub(super) fn stale_at(hold: &Hold, unit: &Unit, pulled: Timestamp, share: f64) -> Option<Timestamp> {
+pub(super) fn stale_at(
+    hold: &Hold,
+    unit: &Unit,
+    pulled: Timestamp,
+    share: f64,
+) -> Option<Timestamp> {
     if hold.terms.refresh_seconds == 0 || !unit.digest.is_empty() || unit.image.contains('@') {
         return None;
     }
