@@ -8,6 +8,8 @@ pub mod config;
 pub mod crds;
 mod credentials;
 pub mod demo;
+mod interim;
+mod kube_agent;
 mod open;
 
 pub use credentials::{Found, credentials_for};

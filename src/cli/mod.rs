@@ -20,6 +20,7 @@ mod progress;
 mod pull;
 mod rmi;
 mod run;
+mod status;
 mod unpack;
 mod version;
 
@@ -129,6 +130,9 @@ enum Verb {
     /// Show what the store holds and what it occupies
     #[command(alias = "usage", alias = "imagefsinfo", after_help = df::AFTER)]
     Df(df::Args),
+    /// Show which declared images this node holds, and what went wrong
+    #[command(after_help = status::AFTER)]
+    Status(status::Args),
     /// Read everything in the store and compare checksums
     #[command(alias = "verify", after_help = fsck::AFTER)]
     Fsck(fsck::Args),

@@ -9,7 +9,7 @@ use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
     Cli, Done, Globals, Verb, agent, completions, crds, demo, df, fsck, images, inspect, mount,
-    pull, rmi, unpack, version,
+    pull, rmi, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -97,6 +97,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Images(args) => images::run(args, &mut client, &terminal).await,
             Verb::Inspect(args) => inspect::run(&args, &mut client, &terminal).await,
             Verb::Rmi(args) => rmi::run(args, &mut client, &terminal).await,
+            Verb::Status(args) => status::run(&args, &mut client, &terminal).await,
             Verb::Df(args) => df::run(&args, &mut client, &terminal).await,
             Verb::Fsck(args) => fsck::run(&args, &mut client, &terminal).await,
             Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,

@@ -11,12 +11,13 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "agent",
     "pull",
     "images",
     "inspect",
     "rmi",
+    "status",
     "df",
     "fsck",
     "unpack",
