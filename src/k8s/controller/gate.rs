@@ -7,6 +7,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::board::Effect;
 use super::declared::Key;
 use super::nodes::{NodeInfo, Nodes};
+use super::notes::Note;
 use super::prepull::Prepull;
 use super::wave::Progress;
 use crate::k8s::api::{Gate, parse_duration};
@@ -31,6 +32,31 @@ pub(super) struct Opening {
     pub(super) taint: Option<String>,
     /// The node is not ready; its time is up.
     pub(super) late: bool,
+}
+
+impl Opening {
+    /// What people are told.
+    pub(super) fn note(&self) -> Note {
+        let text = if self.late {
+            format!(
+                "node {} was opened without the images: its time was up",
+                self.node
+            )
+        } else {
+            format!("node {} holds the images and was opened", self.node)
+        };
+        Note {
+            kind: self.prepull.kind.name(),
+            namespace: self.prepull.namespace.clone(),
+            name: self.prepull.name.clone(),
+            uid: self.prepull_uid.clone(),
+            version: String::new(),
+            warning: self.late,
+            reason: "GateOpened",
+            action: "Gate",
+            text,
+        }
+    }
 }
 
 /// What is left to do on a node.
