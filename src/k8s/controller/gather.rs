@@ -75,26 +75,26 @@ async fn images_of(client: &Client, workload: &ClusterWorkload) -> Read<Vec<Stri
     match workload.kind.as_str() {
         "Deployment" => {
             template(client, workload, |object: Deployment| {
-                object.spec?.template.spec
+                object.spec.template.spec
             })
             .await
         }
         "StatefulSet" => {
             template(client, workload, |object: StatefulSet| {
-                object.spec?.template.spec
+                object.spec.template.spec
             })
             .await
         }
         "DaemonSet" => {
             template(client, workload, |object: DaemonSet| {
-                object.spec?.template.spec
+                object.spec.template.spec
             })
             .await
         }
-        "Job" => template(client, workload, |object: Job| object.spec?.template.spec).await,
+        "Job" => template(client, workload, |object: Job| object.spec.template.spec).await,
         "CronJob" => {
             template(client, workload, |object: CronJob| {
-                object.spec?.job_template.spec?.template.spec
+                object.spec.job_template.spec?.template.spec
             })
             .await
         }
