@@ -10,4 +10,4 @@ pub mod demo;
 mod open;
 
 pub use credentials::{Found, credentials_for};
-pub use open::{CacheOptions, Opened, open_cache};
+pub use open::{CacheOptions, Opened, expect_store, open_cache};

@@ -18,11 +18,16 @@ use crate::control::proto::{Credentials, LayerProgress, LayerSource, PullRequest
 use crate::image::{Platform, Reference};
 
 pub(super) const AFTER: &str = "\
-REF is what docker takes: busybox, nginx:1.27, ghcr.io/org/app@sha256:..., localhost:5000/app. The image's id goes to
-standard output, progress to standard error.
+REF is what docker takes: busybox, nginx:1.27, ghcr.io/org/app@sha256:...,
+localhost:5000/app. The image's id goes to standard output, progress to standard
+error.
 
-Credentials are those of --creds, else those that docker login or podman login left in --authfile,
-$REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, else those the agent has.
+Credentials are those of --creds, else those that docker login or podman login
+left in --authfile, $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or
+~/.docker/config.json, else those the agent has.
+
+An agent goes on with a pull whose caller went away (Ctrl-C) for 30 s, so that a
+second try finds what is there; without an agent the pull ends at once.
 
 Examples:
   larder pull busybox

@@ -13,8 +13,8 @@ use super::run::Terminal;
 use crate::control::proto::{RemoveRequest, RemoveResponse};
 
 pub(super) const AFTER: &str = "\
-An image goes with all its names, whichever of them is given, as the kubelet expects it. Layers that other images
-use stay.
+An image goes with all its names, whichever of them is given, as the kubelet
+expects it. Layers that other images use stay.
 
 Examples:
   larder rmi busybox

@@ -186,6 +186,12 @@ impl Call {
             .observe(seconds);
         self.span.in_scope(|| match code {
             Code::Ok => tracing::debug!(duration_seconds = seconds, "Call answered"),
+            // Whoever watches the health, or gives up waiting, ends so.
+            Code::Cancelled => tracing::debug!(
+                err = status.message(),
+                duration_seconds = seconds,
+                "Call cancelled"
+            ),
             _ => tracing::info!(
                 code = name(code),
                 err = status.message(),

@@ -230,8 +230,8 @@ impl BlobStream {
             blob = self.digest,
             host = self.host(),
             offset = self.offset,
-            cause,
-            "transfer broke"
+            err = cause,
+            "Transfer broke off and is taken up again"
         );
         if self.stuck >= config.attempts.max(1) || self.resumes > MAX_RESUMES {
             return Err(Error::new(

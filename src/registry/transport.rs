@@ -140,7 +140,7 @@ impl Transport {
                         attempt,
                         ?failure,
                         ?wait,
-                        "registry request is tried again"
+                        "Registry request is tried again"
                     );
                     // The answer holds a place among the host's requests: not while waiting.
                     drop(tried);

@@ -36,6 +36,9 @@ pub(super) struct LayerRow {
     pub(super) content_bytes: u64,
     pub(super) added_bytes: u64,
     pub(super) entries: u64,
+    /// Directories of its tree that its tar does not name; absent where nobody counted.
+    #[serde(default)]
+    pub(super) implied: Option<u64>,
     pub(super) erofs_bytes: u64,
     /// blake3, hex.
     pub(super) erofs_hash: String,
@@ -52,6 +55,9 @@ pub(super) struct LayerRow {
 pub(super) struct MountRow {
     pub(super) image: ImageId,
     pub(super) layers: Vec<DiffId>,
+    /// The small image of attributes on top of them, below `mounts/`.
+    #[serde(default)]
+    pub(super) fixup: Option<String>,
 }
 
 /// One change of the records; several make a transaction.
@@ -151,7 +157,8 @@ impl Records {
             Change::DeleteSegment(segment) => {
                 self.segments.remove(&segment);
             }
-            Change::NextSegment(next) => self.next_segment = next,
+            // Another ingest may have taken an id while the change was on its way to the disk.
+            Change::NextSegment(next) => self.next_segment = self.next_segment.max(next),
             Change::PutMount(target, row) => {
                 self.mounts.insert(target, row);
             }
@@ -278,5 +285,22 @@ impl LayerRow {
             added_bytes: self.added_bytes,
             entries: self.entries,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_taken_during_a_commit_is_not_given_out_again() {
+        let mut records = Records {
+            next_segment: 2,
+            ..Records::default()
+        };
+        records.apply(vec![Change::NextSegment(1)]);
+        assert_eq!(records.next_segment, 2);
+        records.apply(vec![Change::NextSegment(3)]);
+        assert_eq!(records.next_segment, 3);
     }
 }

@@ -2,6 +2,7 @@
 
 mod agent;
 mod cli;
+mod cluster;
 mod crash;
 mod demo;
 mod doors;

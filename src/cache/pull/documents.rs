@@ -190,8 +190,8 @@ pub(in crate::cache) async fn stored(
         Err(store::Error::Damaged { subject, cause }) => {
             tracing::warn!(
                 subject,
-                cause,
-                "a stored document is damaged, it is fetched again"
+                err = cause,
+                "A stored document is damaged, it is fetched again"
             );
             Ok(None)
         }

@@ -125,6 +125,19 @@ impl Run<'_> {
     ) -> Result<Option<Arc<Image>>, Error> {
         let inner = self.inner;
         let id = ImageId(selected.manifest.config.digest.clone());
+        // Before the store's word counts: what turns out to be damaged is fetched again.
+        let blobs: Vec<Digest> = selected
+            .manifest
+            .layers
+            .iter()
+            .map(|layer| layer.digest.clone())
+            .collect();
+        let (store, image) = (inner.store.clone(), id.clone());
+        inner
+            .threads
+            .block(&self.reference, move || store.verify_layers(&image, &blobs))
+            .await?
+            .map_err(|error| Error::store(self.reference.clone(), error))?;
         let Some(image) = inner.store.image(&id) else {
             return Ok(None);
         };

@@ -1,6 +1,7 @@
 //! Fakes at the process edges, builders, and what a machine can do.
 
 pub(crate) mod build;
+pub(crate) mod cluster;
 pub(crate) mod hub;
 pub(crate) mod process;
 pub(crate) mod registry;
