@@ -5,8 +5,10 @@
 
 pub mod agent;
 pub mod config;
+pub mod controller;
 mod credentials;
 pub mod demo;
+mod docker_config;
 mod open;
 
 pub use credentials::{Found, credentials_for};

@@ -42,7 +42,7 @@ pub(super) enum Asked {
     /// Somebody asked a moment ago.
     Answered(Answer),
     /// The answer will come.
-    Waiting(Question),
+    Waiting,
     /// Too many wait already.
     Full,
 }
@@ -97,7 +97,7 @@ impl Desk {
         }
         if let Some(open) = self.open.get_mut(&question) {
             open.waiters.push(waiter);
-            return Asked::Waiting(question);
+            return Asked::Waiting;
         }
         if self.open.len() >= MOST_WAITING {
             return Asked::Full;
@@ -108,13 +108,13 @@ impl Desk {
             .waiting
             .push_back(question.clone());
         self.open.insert(
-            question.clone(),
+            question,
             Open {
                 credentials,
                 waiters: vec![waiter],
             },
         );
-        Asked::Waiting(question)
+        Asked::Waiting
     }
 
     /// Questions that may be asked now; each is under way until [`Desk::done`].
@@ -243,7 +243,7 @@ mod tests {
                 (prepull, String::new()),
                 now,
             );
-            assert!(matches!(asked, Asked::Waiting(_)));
+            assert!(matches!(asked, Asked::Waiting));
         }
         let errands = desk.start(now);
         assert_eq!(errands.len(), 1);
@@ -258,14 +258,14 @@ mod tests {
             (7, String::new()),
             now,
         );
-        assert!(matches!(other, Asked::Waiting(_)));
+        assert!(matches!(other, Asked::Waiting));
         let later = desk.ask(
             reference("r.io/app:1"),
             nobody(),
             (7, String::new()),
             now + FRESH,
         );
-        assert!(matches!(later, Asked::Waiting(_)));
+        assert!(matches!(later, Asked::Waiting));
     }
 
     #[test]

@@ -91,7 +91,7 @@ async fn images_of(client: &Client, workload: &ClusterWorkload) -> Read<Vec<Stri
             })
             .await
         }
-        "Job" => template(client, workload, |object: Job| object.spec.template.spec).await,
+        "Job" => template(client, workload, |object: Job| object.spec?.template.spec).await,
         "CronJob" => {
             template(client, workload, |object: CronJob| {
                 object.spec.job_template.spec?.template.spec

@@ -175,7 +175,7 @@ impl Board {
                     .ask(reference, Arc::clone(&credentials), waiter, now)
                 {
                     Asked::Answered(answer) => prepull.answer(&image, &answer, now, jitter),
-                    Asked::Waiting(_) => {}
+                    Asked::Waiting => {}
                     Asked::Full => prepull.lookups.postpone(&image, now + BUSY * 20),
                 }
             }
