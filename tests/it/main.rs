@@ -3,6 +3,7 @@
 mod agent;
 mod cli;
 mod cluster;
+mod controller;
 mod crash;
 mod demo;
 mod doors;

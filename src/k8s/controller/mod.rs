@@ -3,6 +3,8 @@
 //! Two controllers at once do no harm: what they write are functions of what they watch. The lease saves work.
 
 mod board;
+#[cfg(test)]
+mod board_tests;
 mod declared;
 mod desk;
 mod failures;
