@@ -54,6 +54,10 @@ pub(super) struct Write {
     pub(super) uid: String,
     pub(super) version: String,
     pub(super) status: PrepullStatus,
+    /// The status that it replaces, and the last revision that every node had answered: what is news is told once the
+    /// write is done, and by then the watch may have brought it back.
+    pub(super) before: PrepullStatus,
+    pub(super) completed: Option<String>,
 }
 
 /// How a write ended.
@@ -350,13 +354,8 @@ impl Board {
         let mut fresh = None;
         match written {
             Written::Done(declared) => {
-                let first = prepull.completed.as_ref();
-                let first = first != declared.status.rollout.as_ref().map(|r| &r.revision);
-                effects.extend(
-                    notes(&prepull.declared, &declared, first)
-                        .into_iter()
-                        .map(Effect::Note),
-                );
+                let told = notes(&write.before, &declared, write.completed.as_deref());
+                effects.extend(told.into_iter().map(Effect::Note));
                 prepull.last_write = Some(now);
                 prepull.write_failures = 0;
                 prepull.not_before = None;

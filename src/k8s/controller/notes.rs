@@ -1,7 +1,7 @@
 //! What people are told by events: turns of a rollout, each once. Pure.
 
 use super::declared::Declared;
-use super::revision::moved;
+use super::revision::{is_current, moved};
 use super::status::{is_complete, is_true, reason_of};
 use crate::k8s::api::{PrepullStatus, condition};
 
@@ -47,17 +47,17 @@ impl Note {
     }
 }
 
-/// What a written status says that the one before did not. `first`: no rollout of its revision ended before.
-pub(super) fn notes(before: &Declared, after: &Declared, first: bool) -> Vec<Note> {
+/// What a written status says that the one before did not. `completed` is the last revision whose rollout ended before.
+pub(super) fn notes(old: &PrepullStatus, after: &Declared, completed: Option<&str>) -> Vec<Note> {
     let mut notes = Vec::new();
     let mut note = |warning, reason, action, text: &str| {
         notes.push(Note::new(after, warning, reason, action, text));
     };
-    let (old, new) = (&before.status, &after.status);
+    let new = &after.status;
     let revision = |status: &PrepullStatus| status.rollout.as_ref().map(|r| r.revision.clone());
     if let Some(name) = revision(new).filter(|_| revision(old) != revision(new)) {
         // An edit of the spec that moves digests is no tag that moved.
-        let images = if before.generation == after.generation {
+        let images = if is_current(old, after.generation) {
             moved(&old.resolved, &new.resolved)
         } else {
             Vec::new()
@@ -78,6 +78,7 @@ pub(super) fn notes(before: &Declared, after: &Declared, first: bool) -> Vec<Not
         note(false, "RolloutStarted", "Rollout", &text);
     }
     let generation = after.generation;
+    let first = completed.map(str::to_owned) != revision(new);
     if first && is_complete(new, generation) && !is_complete(old, generation) {
         let text = format!(
             "{} of {} nodes hold the images, {} failed",

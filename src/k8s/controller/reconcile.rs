@@ -129,6 +129,8 @@ impl Board {
             uid: prepull.declared.uid.clone(),
             version: prepull.declared.version.clone(),
             status: after,
+            before: prepull.declared.status.clone(),
+            completed: prepull.completed.clone(),
         })));
         wake.0
     }
