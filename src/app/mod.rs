@@ -5,9 +5,11 @@
 
 pub mod agent;
 pub mod config;
+pub mod controller;
 pub mod crds;
 mod credentials;
 pub mod demo;
+mod docker_config;
 mod interim;
 mod kube_agent;
 mod open;
