@@ -280,12 +280,14 @@ fn plan(
                 .is_none_or(|last| now.saturating_duration_since(last) >= rest);
             if !rested {
                 limits.min_step = (limits.max_in_flight / STEPS_IN_FLIGHT).max(1);
+                // Small steps are due then.
+                wake.at(prepull.last_write.map_or(now, |last| last + rest));
             }
             let next = wave::advance(seats.iter(nodes), position, limits);
             position.threshold = next;
             if next < ALL {
-                // Small steps are due then, and unreachable nodes give their places away.
-                wake.at(now + rest.max(BUSY).min(SETTLE));
+                // Unreachable nodes give their places away.
+                wake.at(now + SETTLE);
             }
         }
         rollout.admitted = position.threshold;

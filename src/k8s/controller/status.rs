@@ -242,7 +242,10 @@ fn progressing(facts: &Facts<'_>) -> Verdict {
         _ if facts.is_complete() => (
             "False",
             reason::COMPLETE,
-            format!("all {desired} nodes were admitted and answered"),
+            match facts.counts.unreachable {
+                0 => format!("all {desired} nodes were admitted and answered"),
+                some => format!("all {desired} nodes were admitted; {some} are unreachable"),
+            },
         ),
         Hold::None => ("True", reason::ROLLING_OUT, so_far),
         Hold::Paused => (
@@ -376,6 +379,7 @@ mod tests {
             missing: (0..missing).map(fault).collect(),
             stale: Vec::new(),
             waiting,
+            asking: 0,
             total: resolved + missing + waiting,
         }
     }
