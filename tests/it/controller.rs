@@ -33,9 +33,9 @@ impl Turn {
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         // The notice of what is missing is printed for each test.
-        let cluster = CLUSTER.get_or_init(|| Cluster::own(test)).as_ref();
+        let cluster = CLUSTER.get_or_init(|| Cluster::kept(test)).as_ref();
         let Some(cluster) = cluster else {
-            let _ = Cluster::own(test);
+            let _ = Cluster::kept(test);
             return None;
         };
         let (client, strict) = (client(cluster, true).await, client(cluster, false).await);

@@ -61,6 +61,15 @@ impl Cluster {
         Some(Self::alone(kubectl, &[]))
     }
 
+    /// One of their own for the tests of a file, which take turns on it: it runs beside the others.
+    pub(crate) fn kept(test: &str) -> Option<Self> {
+        let kubectl = Self::tools(test)?;
+        match Self::start(kubectl, &[]) {
+            Ok(cluster) => Some(cluster),
+            Err(reason) => panic!("the cluster does not start: {reason}"),
+        }
+    }
+
     /// As [`Self::own`], with a node: containerd and a kubelet. One at a time on a machine is enough.
     pub(crate) fn own_with_node(test: &str) -> Option<OwnCluster> {
         if !super::is_root() {
