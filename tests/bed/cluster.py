@@ -12,6 +12,10 @@
                                        start. PART: etcd apiserver controller-manager scheduler containerd kubelet
     cluster.sh slow-etcd DIR MILLIS    from now on each request to etcd takes so much longer; 0 ends it
 
+Settings of a node: DIR/node/conf.d/*.toml for containerd, kubelet.d/*.conf for the kubelet (each as its own settings are
+written, and read when it starts), hosts.d for registries as containerd has them. Its only images are bed.local/busybox:1
+and the sandbox's. There is no DNS and no kube-proxy; the service `kubernetes` works.
+
 Status 3: this machine cannot, and the reason on stderr. Several clusters, each in a DIR of its own, do not meet.
 Every process is recorded in DIR/pids by itself before it becomes the program it runs, and ended only if the process
 of that id is still the one that was recorded.
@@ -331,10 +335,16 @@ class Cluster:
             case "containerd":
                 return self.node().socket.exists()
             case "kubelet":
-                node = json.loads(self.get(f"/api/v1/nodes/{self.node().name}") or "{}")
-                conditions = node.get("status", {}).get("conditions", [])
-                return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+                # A node that was ready stays so for a while without a kubelet.
+                with contextlib.suppress(OSError), socket.create_connection((f'{self.set["net"]}.1', 10250)):
+                    return self.node_is_ready()
+                return False
         return True
+
+    def node_is_ready(self):
+        node = json.loads(self.get(f"/api/v1/nodes/{self.node().name}") or "{}")
+        conditions = node.get("status", {}).get("conditions", [])
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
     def start(self, name):
         process = self.process(name)
