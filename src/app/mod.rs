@@ -5,8 +5,11 @@
 
 pub mod agent;
 pub mod config;
+pub mod crds;
 mod credentials;
 pub mod demo;
+mod interim;
+mod kube_agent;
 mod open;
 
 pub use credentials::{Found, credentials_for};

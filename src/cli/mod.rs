@@ -6,6 +6,7 @@
 mod agent;
 mod client;
 mod completions;
+mod crds;
 mod demo;
 mod df;
 mod failure;
@@ -19,6 +20,7 @@ mod progress;
 mod pull;
 mod rmi;
 mod run;
+mod status;
 mod unpack;
 mod version;
 
@@ -128,6 +130,9 @@ enum Verb {
     /// Show what the store holds and what it occupies
     #[command(alias = "usage", alias = "imagefsinfo", after_help = df::AFTER)]
     Df(df::Args),
+    /// Show which declared images this node holds, and what went wrong
+    #[command(after_help = status::AFTER)]
+    Status(status::Args),
     /// Read everything in the store and compare checksums
     #[command(alias = "verify", after_help = fsck::AFTER)]
     Fsck(fsck::Args),
@@ -146,6 +151,9 @@ enum Verb {
     /// Show what larder does; needs no root, network or cluster
     #[command(after_help = demo::AFTER)]
     Demo(demo::Args),
+    /// Print the kinds of the cluster API for kubectl apply
+    #[command(after_help = crds::AFTER)]
+    Crds(crds::Args),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER)]
     Completions(completions::Args),

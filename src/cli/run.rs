@@ -8,8 +8,8 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, demo, df, fsck, images, inspect, mount, pull,
-    rmi, unpack, version,
+    Cli, Done, Globals, Verb, agent, completions, crds, demo, df, fsck, images, inspect, mount,
+    pull, rmi, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -48,6 +48,10 @@ pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
         Verb::Agent(args) => return agent::run(args, &globals),
         Verb::Completions(args) => {
             completions::run(&args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Verb::Crds(args) => {
+            crds::run(&args)?;
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
@@ -93,12 +97,17 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Images(args) => images::run(args, &mut client, &terminal).await,
             Verb::Inspect(args) => inspect::run(&args, &mut client, &terminal).await,
             Verb::Rmi(args) => rmi::run(args, &mut client, &terminal).await,
+            Verb::Status(args) => status::run(&args, &mut client, &terminal).await,
             Verb::Df(args) => df::run(&args, &mut client, &terminal).await,
             Verb::Fsck(args) => fsck::run(&args, &mut client, &terminal).await,
             Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,
             Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
             Verb::Umount(args) => mount::umount(args, &mut client).await,
-            Verb::Agent(_) | Verb::Completions(_) | Verb::Demo(_) | Verb::Version(_) => Ok(()),
+            Verb::Agent(_)
+            | Verb::Completions(_)
+            | Verb::Crds(_)
+            | Verb::Demo(_)
+            | Verb::Version(_) => Ok(()),
         }
     };
     let result = tokio::select! {

@@ -25,6 +25,7 @@ node="runc containerd containerd-shim-runc-v2 ctr crictl kubelet cni/bridge cni/
 
 bed=${LARDER_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-bed}
 bin=$bed/bin
+own=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/criclient
 mkdir -p "$bin/cni" "$bed/src"
 
 say() { echo "bed: $*" >&2; }
@@ -44,6 +45,10 @@ recipe() {
         ;;
     grpcurl)
         version=$GRPCURL module=github.com/fullstorydev/grpcurl package=cmd/grpcurl
+        ;;
+    criclient)
+        # A program of our own around kubelet's image client.
+        version=$(cat "$own/go.mod" "$own/main.go" | cksum | tr ' ' -) module=. package=
         ;;
     kube-apiserver | kube-controller-manager | kube-scheduler | kubectl | kubelet)
         # They compare versions with each other, so the version must be in them.
@@ -117,6 +122,14 @@ checkout() {
     local name
     name=${1%/v[0-9]}
     local dir=$bed/src/${name##*/}-$2
+    if [ "$1" = . ]; then
+        # Copied, for go writes a go.sum beside it.
+        dir=$bed/src/criclient
+        mkdir -p "$dir"
+        cp "$own/go.mod" "$own/main.go" "$dir/"
+        echo "$dir"
+        return
+    fi
     if [ ! -f "$dir/go.mod" ]; then
         local info from
         mkdir -p "$dir"
