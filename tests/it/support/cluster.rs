@@ -18,7 +18,7 @@ use super::process::{Ended, run};
 use super::{need, skip};
 
 /// As `kubectl` takes it; far more than anything takes.
-const PATIENCE: &str = "60s";
+const PATIENCE: &str = "120s";
 
 /// A running control plane.
 pub(crate) struct Cluster {
