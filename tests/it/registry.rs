@@ -520,8 +520,8 @@ async fn a_refused_account_is_shown_once_in_each_form() {
     bench.hub.set_auth(Auth::Bearer(TokenServer::default()));
     // As OAuth2 refuses a grant.
     bench.hub.fault_all("/token", Fault::Status(400));
-    let error = bench.open_as(basic("u", "p")).resolve(&bench.reference);
-    let error = error.await.unwrap_err();
+    let repository = bench.open_as(basic("u", "p"));
+    let error = repository.resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unauthenticated);
     let log = bench.hub.take_log();
     assert_eq!(log[1..], ["POST /token", "GET /token"]);
