@@ -32,17 +32,7 @@ impl Store {
     ) -> Result<FsckReport, Error> {
         let inner = &self.inner;
         let mut report = FsckReport::default();
-        if let Some(cause) = inner.take_database_damage() {
-            report.damaged.push(Damage {
-                kind: "database".to_owned(),
-                subject: inner.layout.relative(&inner.layout.database()),
-                cause: format!(
-                    "{cause}; it was moved aside and the store began anew: pull the images again"
-                ),
-                images: Vec::new(),
-                repaired: true,
-            });
-        }
+        inner.verify_database(&mut report, repair)?;
         // Rows of a snapshot. No lease: what is removed meanwhile is freed at once, and what is found wrong counts only
         // where a layer still has it.
         let rows: Vec<LayerRow> = {
@@ -281,6 +271,41 @@ impl Inner {
             .map_err(|error| self.damaged(&idx, error))?;
         let (head, _) = idx::decode(&bytes).map_err(|error| self.damaged(&idx, error))?;
         Ok(head.extents)
+    }
+
+    /// A damaged database is written anew at once: its rows are all in memory. One that could not be read at start is
+    /// told of as long as nothing was pulled again.
+    fn verify_database(&self, report: &mut FsckReport, repair: bool) -> Result<(), Error> {
+        let database = self.layout.database();
+        let mut tell = |cause, repaired| {
+            report.damaged.push(Damage {
+                kind: "database".to_owned(),
+                subject: self.layout.relative(&database),
+                cause,
+                images: Vec::new(),
+                repaired,
+            });
+        };
+        let _commits = self.commits();
+        if let Some(lost) = self.lost_database() {
+            if repair {
+                files::remove(&self.layout.damaged_database())?;
+            }
+            tell(lost, repair);
+        }
+        if let Some(cause) = self.db.verify()? {
+            tracing::error!(database = %database.display(), %cause, "The database is damaged: written anew");
+            let rows = self.state().records.dump();
+            let aside = self.layout.damaged_database();
+            self.db
+                .rewrite(&self.layout.fresh_database(), &aside, &rows)?;
+            let aside = self.layout.relative(&aside);
+            tell(
+                format!("{cause}; it was written anew, the damaged one is {aside}"),
+                true,
+            );
+        }
+        Ok(())
     }
 
     /// Verifies layers and quarantines those that are damaged.

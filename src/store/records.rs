@@ -168,6 +168,22 @@ impl Records {
         }
     }
 
+    /// The changes that make these records out of none.
+    pub(super) fn dump(&self) -> Vec<Change> {
+        let mut rows = vec![Change::NextSegment(self.next_segment)];
+        rows.extend(self.images.values().cloned().map(Change::PutImage));
+        rows.extend(self.layers.values().cloned().map(Change::PutLayer));
+        let names = self.names.iter();
+        rows.extend(names.map(|(name, row)| Change::PutName(name.clone(), row.clone())));
+        let blobs = self.blobs.iter();
+        rows.extend(blobs.map(|(blob, id)| Change::PutBlob(blob.clone(), id.clone())));
+        let segments = self.segments.iter();
+        rows.extend(segments.map(|(id, len)| Change::PutSegment(*id, *len)));
+        let mounts = self.mounts.iter();
+        rows.extend(mounts.map(|(at, row)| Change::PutMount(at.clone(), row.clone())));
+        rows
+    }
+
     /// Rebuilds what is visible: sound images with their names, tags first, each group sorted.
     pub(super) fn show(&mut self) {
         let mut names: BTreeMap<&ImageId, Vec<Name>> = BTreeMap::new();
