@@ -22,8 +22,7 @@ impl Store {
         let began = Instant::now();
         let inner = &self.inner;
         let id = parts.diff_id.clone();
-        let extents = parts.pack.used();
-        let bytes = idx::encode(&extents, &parts.idx);
+        let bytes = idx::encode(parts.pack.used(), &parts.idx);
         let (staged_erofs, staged_idx) = (parts.staging.erofs(), parts.staging.idx());
         let (erofs_bytes, erofs_hash) = files::hash(&staged_erofs)?;
         // Guards the tree: without it a power cut could leave a row that names an empty file.
