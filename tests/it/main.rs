@@ -10,6 +10,7 @@ mod erofs;
 mod ingest;
 mod licences;
 mod operation;
+mod prepulls;
 mod pull;
 mod real;
 mod registry;
