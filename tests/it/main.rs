@@ -1,6 +1,7 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod agent;
+mod bad_input;
 mod cli;
 mod cluster;
 mod crash;
@@ -12,8 +13,10 @@ mod licences;
 mod operation;
 mod prepulls;
 mod pull;
+mod reach;
 mod real;
 mod registry;
+mod secrets;
 mod support;
 mod tidy;
 mod wire;

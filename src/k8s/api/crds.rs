@@ -19,29 +19,33 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         for version in &mut crd.spec.versions {
             let schema = version.schema.as_mut();
             if let Some(schema) = schema.and_then(|schema| schema.open_api_v3_schema.as_mut()) {
-                absent_not_null(schema);
+                tidy(schema);
             }
         }
     }
     crds
 }
 
-/// Optional fields are absent, never null: the API server drops the nulls that a client sends for them.
-fn absent_not_null(schema: &mut JSONSchemaProps) {
+/// Optional fields are absent, never null: the API server drops the nulls that a client sends for them. Descriptions
+/// lose the line ends of the source, which `kubectl explain` would keep besides its own.
+fn tidy(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
+    if let Some(description) = &mut schema.description {
+        *description = description.replace('\n', " ");
+    }
     for property in schema
         .properties
         .iter_mut()
         .flat_map(|all| all.values_mut())
     {
-        absent_not_null(property);
+        tidy(property);
     }
     match &mut schema.items {
-        Some(JSONSchemaPropsOrArray::Schema(item)) => absent_not_null(item),
-        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(absent_not_null),
+        Some(JSONSchemaPropsOrArray::Schema(item)) => tidy(item),
+        Some(JSONSchemaPropsOrArray::Schemas(items)) => items.iter_mut().for_each(tidy),
         None => {}
     }
     if let Some(JSONSchemaPropsOrBool::Schema(value)) = &mut schema.additional_properties {
-        absent_not_null(value);
+        tidy(value);
     }
 }

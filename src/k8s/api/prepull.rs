@@ -74,6 +74,7 @@ pub struct ClusterImagePrepullSpec {
     /// Who may use an image that was pulled with a pull secret. `Authorized`: pods whose own credentials the registry
     /// accepts. `NodeWide`: every pod on the node.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "Authorized"))]
     pub visibility: Visibility,
     /// Keeps pods away from a node until it holds the images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -164,6 +165,7 @@ pub struct SharedPrepullSpec {
     pub node_names: Vec<String>,
     /// Whether nodes that repel ordinary pods are left out.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "Ignore"))]
     pub taints: Taints,
     /// Platforms to hold, such as `linux/amd64`. Empty: each node's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -172,12 +174,14 @@ pub struct SharedPrepullSpec {
     /// Higher is pulled first, after everything that pods wait for.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(range(min = -100, max = 100))]
+    #[schemars(extend("default" = 0))]
     pub priority: i32,
     /// How a change reaches the nodes.
     pub rollout: Rollout,
     /// `Standing`: the images are held as long as the object exists, on nodes that join later too. `Once`: each node
     /// pulls each revision once, and nothing protects the images afterwards.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "Standing"))]
     pub mode: Mode,
     /// How often tags are looked up again, such as `1h`. Absent: tags are resolved when the object changes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -188,6 +192,7 @@ pub struct SharedPrepullSpec {
     pub window: Option<Window>,
     /// Reported to the kubelet as pinned, so that its garbage collection leaves the images alone.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub pin: bool,
     /// How long the images stay protected after the object is deleted or no longer chooses the node.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -205,6 +210,7 @@ pub struct Rollout {
     pub max_in_flight: Option<IntOrPercent>,
     /// No further node is admitted while true.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub paused: bool,
     /// Distinct nodes that may fail a revision, after their retries, before the rollout stalls. Default 10%.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -248,7 +254,7 @@ pub enum Visibility {
 
 /// A time of day, in UTC.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct Window {
     /// When it opens, such as `22:00`.
     #[schemars(schema_with = "super::schema::window_start")]
@@ -257,7 +263,7 @@ pub struct Window {
     #[schemars(schema_with = "super::schema::window_duration")]
     pub duration: String,
     /// Days on which it opens: `Mon` to `Sun`. Empty: every day.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::days")]
     pub days: Vec<String>,
 }
@@ -384,6 +390,7 @@ pub struct RolloutStatus {
     /// Generation of the spec that the revision was made from. Nodes act on it only while it is the object's own.
     pub observed_generation: i64,
     /// Nodes whose slot is at most this are admitted. 0: none.
+    #[schemars(with = "i64")]
     pub admitted: Slot,
     /// When the revision was made.
     #[serde(skip_serializing_if = "Option::is_none")]

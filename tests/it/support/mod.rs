@@ -4,7 +4,7 @@ pub(crate) mod build;
 pub(crate) mod cluster;
 pub(crate) mod hub;
 pub(crate) mod process;
-pub(crate) mod registry;
+pub(crate) mod proxy;
 
 use std::path::PathBuf;
 
