@@ -33,7 +33,7 @@ const CONFIRM: Duration = Duration::from_secs(5);
 /// Pause when there was no answer.
 const CONFIRM_AGAIN: Duration = Duration::from_secs(30);
 /// Between two looks at what is held, when nothing happens: images that a garbage collector took are pulled again.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(15);
 /// Longest wait for all kinds before the first report.
 const SETTLE: Duration = Duration::from_secs(60);
 
