@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Background, Cache};
 use crate::image::Platform;
 use crate::registry::{self, Client};
 use crate::store::{self, Limits, Store};
@@ -28,6 +28,8 @@ pub struct CacheOptions {
     pub authfile: Option<PathBuf>,
     /// Limits on one layer.
     pub limits: Limits,
+    /// What background pulls may take.
+    pub background: Background,
     /// Requests at once per registry host.
     pub max_per_host: usize,
     /// A transfer without a byte for so long is resumed.
@@ -49,6 +51,7 @@ impl Default for CacheOptions {
             pinned: Vec::new(),
             authfile: None,
             limits: Limits::default(),
+            background: Background::default(),
             max_per_host: registry.max_per_host,
             stall_timeout: registry.stall_timeout,
             attempts: registry.attempts,
@@ -129,6 +132,14 @@ impl Parts {
             orphan_grace: options.orphan_grace,
             pinned: options.pinned,
             authfile: options.authfile,
+            // Room for foreground requests at each host, whatever mirrors stand in for it.
+            background: Background {
+                layers: options
+                    .background
+                    .layers
+                    .min(options.max_per_host.saturating_sub(1)),
+                ..options.background
+            },
         };
         let cache = Cache::new(config, store.clone(), client, self.cache);
         Ok(Opened { cache, store })

@@ -4,6 +4,7 @@
 //! the network itself: that is what store and registry are for.
 
 mod error;
+mod gate;
 mod inspect;
 mod leases;
 mod metrics;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,6 +26,7 @@ use crate::image::{Digest, ImageId, Platform, Reference, User};
 use crate::registry;
 use crate::store;
 
+use gate::Gate;
 use leases::{HeldLease, Parked};
 use names::{Patterns, Query};
 use threads::Threads;
@@ -38,6 +40,8 @@ pub use pull::Pull;
 
 /// Pulls under way at once; more wait for their turn. Each holds a manifest and an index, 4 MiB each at most.
 const MAX_PULLS: usize = 64;
+/// Background pulls at once, of their own: they never take a foreground pull's turn.
+const MAX_BACKGROUND_PULLS: usize = 16;
 
 /// Behaviour of the cache.
 #[derive(Clone, Debug)]
@@ -52,6 +56,64 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// A docker `config.json`, asked for credentials when a request has none. Read for each pull.
     pub authfile: Option<PathBuf>,
+    /// What background pulls may take.
+    pub background: Background,
+}
+
+/// What pulls that nobody waits for may take of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Background {
+    /// Layers at once.
+    pub layers: usize,
+    /// Layers at once from one registry.
+    pub per_registry: usize,
+    /// Layer bytes per second of all of them together; `None` for no limit.
+    pub bytes_per_second: Option<u64>,
+    /// The limit counts for every pull, those that pods wait for included.
+    pub throttle_all: bool,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Background {
+            layers: 2,
+            per_registry: 2,
+            bytes_per_second: None,
+            throttle_all: false,
+        }
+    }
+}
+
+/// Who waits for a pull. The greater is the more urgent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Nobody yet. Begins no layer while a foreground pull runs; of its layers under way one moves meanwhile.
+    Background {
+        /// Higher goes first among background pulls.
+        order: i32,
+    },
+    /// A pod or a person. Whoever joins a background pull makes it this.
+    #[default]
+    Foreground,
+}
+
+/// Who fetches layers now, and who waits for a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Pulls that somebody waits for, from the first request to the last.
+    pub foreground_pulls: usize,
+    /// The other pulls.
+    pub background_pulls: usize,
+    /// Layers being fetched and ingested that a foreground pull waits for.
+    pub foreground_layers: usize,
+    /// The other layers being fetched and ingested.
+    pub background_layers: usize,
+    /// Foreground pulls that wait for a turn to begin a layer.
+    pub foreground_waiting: usize,
+    /// Background pulls that wait for a turn to begin a layer.
+    pub background_waiting: usize,
+    /// Background layers that stand still until the foreground is through.
+    pub held_back: usize,
 }
 
 /// A pull, as any door asks for it.
@@ -65,6 +127,21 @@ pub struct PullRequest {
     pub credentials: Credentials,
     /// Plain HTTP to the reference's own host.
     pub plain_http: bool,
+    /// Who waits for it.
+    pub priority: Priority,
+}
+
+impl PullRequest {
+    /// A foreground pull for the configured platform, with no credentials.
+    pub fn new(reference: Reference) -> Self {
+        PullRequest {
+            reference,
+            platform: None,
+            credentials: Credentials::Anonymous,
+            plain_http: false,
+            priority: Priority::Foreground,
+        }
+    }
 }
 
 /// Where a layer's bytes come from.
@@ -189,9 +266,10 @@ struct Inner {
     shutdown: CancellationToken,
     flights: pull::Flights,
     downloads: pull::Downloads,
-    /// One for each layer that may be ingested now.
-    slots: Arc<Semaphore>,
+    /// Says which layer may be fetched now.
+    gate: Gate,
     pulls: Semaphore,
+    background_pulls: Semaphore,
     parked: Parked<pull::Key>,
     /// Verification reads everything: one at a time.
     fsck: tokio::sync::Mutex<()>,
@@ -209,6 +287,17 @@ impl Cache {
         let tracker = TaskTracker::new();
         let shutdown = CancellationToken::new();
         let threads = Threads::new(tracker.clone(), handle.clone());
+        let background = config.background;
+        let gate = Gate::new(
+            gate::Limits {
+                layers: config.max_layers,
+                background: background.layers,
+                per_registry: background.per_registry,
+            },
+            background.bytes_per_second,
+            background.throttle_all,
+            metrics.clone(),
+        );
         let inner = Inner {
             pinned: Patterns::new(&config.pinned),
             flights: pull::Flights::default(),
@@ -217,11 +306,11 @@ impl Cache {
                 threads.clone(),
                 tracker.clone(),
                 shutdown.clone(),
+                gate.clone(),
             ),
-            slots: Arc::new(Semaphore::new(
-                config.max_layers.clamp(1, Semaphore::MAX_PERMITS),
-            )),
+            gate,
             pulls: Semaphore::new(MAX_PULLS),
+            background_pulls: Semaphore::new(MAX_BACKGROUND_PULLS),
             parked: Parked::new(tracker.clone(), handle.clone(), shutdown.clone()),
             fsck: tokio::sync::Mutex::new(()),
             config,
@@ -241,6 +330,11 @@ impl Cache {
     /// Starts or joins a pull. Authorises at the registry always, even when everything is local.
     pub fn pull(&self, request: PullRequest) -> Pull {
         pull::start(&self.inner, request)
+    }
+
+    /// Who fetches layers now: the newest state, and a wake-up when it changes.
+    pub fn traffic(&self) -> watch::Receiver<Traffic> {
+        self.inner.gate.traffic()
     }
 
     /// All images, stable order. From memory.

@@ -20,10 +20,10 @@ pub(super) fn pull_request(request: proto::PullRequest) -> Result<cache::PullReq
     };
     let credentials = credentials(request.credentials);
     Ok(cache::PullRequest {
-        reference,
         platform,
         credentials,
         plain_http: request.plain_http,
+        ..cache::PullRequest::new(reference)
     })
 }
 

@@ -60,6 +60,10 @@ pub(super) struct FileLimits {
     pub(super) max_ratio: Option<u64>,
     pub(super) max_path: Option<usize>,
     pub(super) reserved_bytes: Option<u64>,
+    pub(super) background_layers: Option<usize>,
+    pub(super) background_layers_per_registry: Option<usize>,
+    pub(super) bytes_per_second: Option<u64>,
+    pub(super) throttle_all: Option<bool>,
 }
 
 pub(super) fn read(path: &Path) -> Result<String, ConfigError> {

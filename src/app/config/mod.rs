@@ -12,10 +12,11 @@ use std::time::Duration;
 pub use args::AgentArgs;
 
 use super::open::{CacheOptions, hosts_dirs};
+use crate::cache::Background;
 use crate::image::Platform;
 use crate::store::Limits;
 use crate::telemetry::{LogConfig, LogFormat};
-use file::File;
+use file::{File, FileLimits};
 
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/larder";
@@ -179,6 +180,7 @@ impl Config {
                     .unwrap_or(max_path),
                 reserved_bytes: limits.reserved_bytes.unwrap_or(reserved_bytes),
             },
+            background: background(limits)?,
             max_per_host: ranged(
                 of_file(&registry.max_per_host, "registry.max_per_host"),
                 1,
@@ -306,6 +308,24 @@ fn path(value: Placed<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
             std::path::absolute(&path).map_err(|error| ConfigError::new(place, error))
         }
     }
+}
+
+/// What prepulls may take.
+fn background(limits: &FileLimits) -> Result<Background, ConfigError> {
+    let defaults = Background::default();
+    let layers = of_file(&limits.background_layers, "limits.background_layers");
+    let per_registry = of_file(
+        &limits.background_layers_per_registry,
+        "limits.background_layers_per_registry",
+    );
+    let rate = of_file(&limits.bytes_per_second, "limits.bytes_per_second");
+    Ok(Background {
+        layers: ranged(layers, 1, 64)?.unwrap_or(defaults.layers),
+        per_registry: ranged(per_registry, 1, 64)?.unwrap_or(defaults.per_registry),
+        // Less than this and a layer of a gigabyte takes days: a mistake in the unit.
+        bytes_per_second: ranged(rate, 1 << 10, u64::MAX)?,
+        throttle_all: limits.throttle_all.unwrap_or(defaults.throttle_all),
+    })
 }
 
 /// An empty address is none.

@@ -11,11 +11,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{SemaphorePermit, watch};
 use tokio::time::Instant;
 
 use crate::image::Platform;
 
+use super::gate::PullPass;
 use super::leases::HeldLease;
 use super::{Error, Inner, Phase, PullProgress, PullRequest, Pulled};
 
@@ -67,6 +68,8 @@ pub(super) struct Flight {
     progress: watch::Receiver<PullProgress>,
     outcome: watch::Receiver<Option<Outcome>>,
     waiters: watch::Sender<usize>,
+    /// Its number at the gate.
+    pass: u64,
 }
 
 /// All pulls under way.
@@ -138,6 +141,7 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
     if let Some(flight) = flights.get(&key) {
         // Under the table's lock: a flight that was given up is not in the table any more.
         flight.waiters.send_modify(|waiters| *waiters += 1);
+        inner.gate.promote(flight.pass, request.priority);
         return Pull {
             flight: flight.clone(),
         };
@@ -145,11 +149,13 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
     let (to_progress, progress) = watch::channel(PullProgress::default());
     let (to_outcome, outcome) = watch::channel(None);
     let (waiters, _) = watch::channel(1);
+    let pass = inner.gate.enter(request.priority);
     let flight = Arc::new(Flight {
         reference: key.reference.clone(),
         progress,
         outcome,
         waiters,
+        pass: pass.number(),
     });
     flights.insert(key.clone(), flight.clone());
     drop(flights);
@@ -160,9 +166,10 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
         flight: flight.clone(),
     };
     let task = async move {
-        let outcome = fly(&landing, &request, &platform, to_progress).await;
+        let outcome = fly(&landing, &request, &platform, &pass, to_progress).await;
         // Whoever asks from now on asks the registry anew.
         landing.clear();
+        drop(pass);
         // Nobody left to tell is fine.
         let _ = to_outcome.send(Some(outcome.map_err(Arc::new)));
     };
@@ -174,6 +181,7 @@ async fn fly(
     landing: &Landing,
     request: &PullRequest,
     platform: &Platform,
+    pass: &PullPass,
     to_progress: watch::Sender<PullProgress>,
 ) -> Result<Pulled, Error> {
     let inner = &landing.inner;
@@ -187,7 +195,7 @@ async fn fly(
     let mut board = Board::new(to_progress);
 
     let work = async {
-        let Ok(_turn) = inner.pulls.acquire().await else {
+        let Some(_turn) = turn(inner, pass).await else {
             return Err(Error::Cancelled {
                 reference: reference.clone(),
             });
@@ -203,6 +211,7 @@ async fn fly(
             platform,
             reference: reference.clone(),
             lease: shared,
+            pass: pass.number(),
         }
         .pull(&mut board)
         .await
@@ -259,6 +268,17 @@ async fn fly(
     outcome
 }
 
+/// A turn among the pulls; `None` when the agent stops.
+async fn turn<'a>(inner: &'a Inner, pass: &PullPass) -> Option<SemaphorePermit<'a>> {
+    if !pass.is_foreground() {
+        tokio::select! {
+            turn = inner.background_pulls.acquire() => return turn.ok(),
+            () = pass.promoted() => {}
+        }
+    }
+    inner.pulls.acquire().await.ok()
+}
+
 /// Ends when nobody has waited for the grace period; the flight is out of the table then.
 async fn abandoned(landing: &Landing) {
     let mut waiters = landing.flight.waiters.subscribe();
@@ -306,10 +326,9 @@ mod tests {
             password: Secret::from(password.to_owned()),
         };
         let request = |reference: &str, credentials: &Credentials, plain_http: bool| PullRequest {
-            reference: reference.parse().unwrap(),
-            platform: None,
             credentials: credentials.clone(),
             plain_http,
+            ..PullRequest::new(reference.parse().unwrap())
         };
         let key =
             |request: &PullRequest, platform: &str| Key::new(request, &platform.parse().unwrap());

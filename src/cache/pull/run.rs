@@ -36,6 +36,8 @@ pub(super) struct Run<'a> {
     pub(super) platform: &'a Platform,
     pub(super) reference: String,
     pub(super) lease: Arc<Lease>,
+    /// The pull's number at the gate.
+    pub(super) pass: u64,
 }
 
 /// All layers are in the store under the pull's lease.
@@ -235,7 +237,7 @@ impl Run<'_> {
         loop {
             for fetch in plan.queued() {
                 let blob = fetch.descriptor.digest;
-                if let Some(ticket) = inner.downloads.join(&blob, &self.lease) {
+                if let Some(ticket) = inner.downloads.join(&blob, &self.lease, self.pass) {
                     plan.started(&blob);
                     board.started(&blob, LayerSource::Shared, &ticket.download);
                     joined.insert(blob);
@@ -260,7 +262,8 @@ impl Run<'_> {
                 waiting_for_slot = None;
             } else if waiting_for_slot.is_none() {
                 // One place in the queue per pull, whatever its number of layers: pulls take turns.
-                waiting_for_slot = Some(Box::pin(inner.slots.clone().acquire_owned()));
+                let registry: Arc<str> = self.request.reference.domain().into();
+                waiting_for_slot = Some(Box::pin(inner.gate.clone().layer(self.pass, registry)));
             }
             tokio::select! {
                 bytes = &mut config_json, if config.is_none() => {
@@ -273,12 +276,12 @@ impl Run<'_> {
                 }
                 slot = next(&mut waiting_for_slot) => {
                     waiting_for_slot = None;
-                    let Ok(slot) = slot else { return Err(self.cancelled()) };
+                    let Some(slot) = slot else { return Err(self.cancelled()) };
                     let Some(fetch) = plan.queued().into_iter().next() else { continue };
                     let blob = fetch.descriptor.digest.clone();
                     let expected = plan.expected(&blob).cloned();
                     let here = || known(&blob).or_else(|| expected.filter(|diff_id| have(diff_id)));
-                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, &self.lease, here) {
+                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, (&self.lease, self.pass), here) {
                         Begun::Started(ticket) => (ticket, LayerSource::Registry),
                         Begun::Joined(ticket) => (ticket, LayerSource::Shared),
                         Begun::Present(diff_id) => {
