@@ -168,6 +168,8 @@ impl Store {
             };
             if let Some(known) = state.records.images.get(&id) {
                 row.record.pinned |= known.record.pinned;
+                // What everybody may see already stays so, however two pulls of it end.
+                row.record.staged &= known.record.staged;
                 // Of what it had, the documents that its names still point at.
                 let names = state.records.names.iter();
                 let is_target = |blob: &Digest| {

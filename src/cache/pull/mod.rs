@@ -18,7 +18,7 @@ use crate::image::Platform;
 
 use super::gate::PullPass;
 use super::leases::HeldLease;
-use super::{Error, Inner, Phase, PullProgress, PullRequest, Pulled};
+use super::{Error, Inner, Phase, PullProgress, PullRequest, Pulled, Visibility};
 
 pub(super) use documents::stored;
 pub(super) use download::Downloads;
@@ -33,8 +33,9 @@ const WIND_DOWN: Duration = Duration::from_secs(2);
 pub(super) struct Key {
     reference: String,
     platform: Platform,
-    /// Hash of the credentials: two callers share a registry's answer only if they showed it the same.
-    credentials: Fingerprint,
+    /// Hashes of the credentials: two callers share a registry's answer only if they showed it the same.
+    credentials: Vec<Fingerprint>,
+    visibility: Visibility,
     plain_http: bool,
 }
 
@@ -53,7 +54,12 @@ impl Key {
         Key {
             reference: request.reference.to_string(),
             platform: platform.clone(),
-            credentials: Fingerprint(request.credentials.fingerprint()),
+            credentials: [&request.credentials]
+                .into_iter()
+                .chain(&request.secrets)
+                .map(|credentials| Fingerprint(credentials.fingerprint()))
+                .collect(),
+            visibility: request.visibility,
             plain_http: request.plain_http,
         }
     }

@@ -104,8 +104,8 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct DockerConfig {
-    auths: HashMap<String, AuthEntry>,
+pub(super) struct DockerConfig {
+    pub(super) auths: HashMap<String, AuthEntry>,
     #[serde(rename = "credHelpers")]
     cred_helpers: HashMap<String, String>,
     #[serde(rename = "credsStore")]
@@ -114,7 +114,7 @@ struct DockerConfig {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct AuthEntry {
+pub(super) struct AuthEntry {
     auth: String,
     username: String,
     password: String,
@@ -207,7 +207,11 @@ fn host_of_key(key: &str) -> &str {
     key.split_once('/').map_or(key, |(host, _)| host)
 }
 
-fn from_entry(entry: &AuthEntry, file: &Path, domain: &str) -> Result<Option<Credentials>, Error> {
+pub(super) fn from_entry(
+    entry: &AuthEntry,
+    file: &Path,
+    domain: &str,
+) -> Result<Option<Credentials>, Error> {
     if !entry.registrytoken.is_empty() {
         return Ok(Some(Credentials::Bearer(
             entry.registrytoken.clone().into(),
