@@ -3,13 +3,14 @@
 CARGO ?= cargo
 PREFIX ?= /usr/local
 IMAGE ?= larder:dev
+CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench install image clean
+.PHONY: help build test lint fmt bench cluster cluster-down install image clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
 build: ## build the release binary
 	$(CARGO) build --release --locked
@@ -25,6 +26,13 @@ fmt: ## format the sources
 
 bench: ## measure pulls side by side with containerd (root)
 	@tests/bench/run.sh
+
+cluster: ## start a real Kubernetes cluster in CLUSTER to play with; with root it has a node that runs pods
+	$(CARGO) build --locked
+	@LARDER=$(TARGET_DIR)/debug/larder tests/bed/play.sh $(CLUSTER)
+
+cluster-down: ## end that cluster and remove all of it
+	@tests/bed/cluster.sh down $(CLUSTER)
 
 install: build ## install the binary and the systemd unit below PREFIX (and DESTDIR)
 	install -D -m 0755 $(TARGET_DIR)/release/larder $(DESTDIR)$(PREFIX)/bin/larder

@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::lifecycle::{ConnectionLimits, Guarded};
+use crate::telemetry::Seldom;
 
 /// Prometheus, kubelet's probes and a curious person; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 32;
@@ -33,6 +34,7 @@ pub(super) struct Listener {
     listener: TcpListener,
     address: SocketAddr,
     places: Arc<Semaphore>,
+    warnings: Seldom,
 }
 
 impl Listener {
@@ -44,6 +46,7 @@ impl Listener {
             listener,
             address,
             places: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
+            warnings: Seldom::default(),
         })
     }
     pub(super) fn address(&self) -> SocketAddr {
@@ -65,7 +68,10 @@ impl axum::serve::Listener for Listener {
             match self.listener.accept().await {
                 Ok((stream, peer)) => return (Guarded::new(stream, LIMITS, place), peer),
                 Err(error) => {
-                    tracing::warn!(err = %error, "Connection was not accepted");
+                    if let Some(held_back) = self.warnings.due(std::time::Instant::now()) {
+                        let http = self.address;
+                        tracing::warn!(err = %error, %http, held_back, "Connection was not accepted");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

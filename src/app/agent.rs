@@ -21,7 +21,7 @@ use crate::control::proto::images_server::ImagesServer;
 use crate::cri::proto::image_service_server::ImageServiceServer;
 use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
 use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
-use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify};
+use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify, watchdog};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -45,6 +45,12 @@ const LAST_WRITES: Duration = Duration::from_secs(2);
 pub fn main(args: &AgentArgs) -> Result<ExitCode, ConfigError> {
     let config = Config::load(args)?;
     telemetry::init(&config.log).map_err(|error| ConfigError::new("logs", error))?;
+    if !config.unknown_variables.is_empty() {
+        tracing::warn!(
+            variables = config.unknown_variables.join(" "),
+            "Unknown variables in the environment mean nothing; is one misspelt?"
+        );
+    }
     match run(config) {
         Ok(()) => Ok(ExitCode::SUCCESS),
         Err(error) => {
@@ -164,6 +170,7 @@ async fn serve(
     admin: Option<JoinHandle<std::io::Result<()>>>,
 ) -> anyhow::Result<()> {
     let started = Instant::now();
+    tell("STATUS=Opening the store");
     let (root, options) = (config.root.clone(), config.cache.clone());
     let opening = tokio::task::spawn_blocking(move || parts.open(&root, options));
     let Opened { cache, store } = tokio::select! {
@@ -185,6 +192,13 @@ async fn serve(
     );
     checks.socket.set(true);
     tell("READY=1");
+    tell(&format!("STATUS=Serving {}", config.socket.display()));
+    let variable = |name| std::env::var_os(name);
+    let (usec, pid) = (variable("WATCHDOG_USEC"), variable("WATCHDOG_PID"));
+    if let Some(pause) = watchdog(usec.as_deref(), pid.as_deref()) {
+        // Not among the tasks that are waited for: it is fed until the last moment.
+        tokio::spawn(feed(pause));
+    }
     if let Some(pause) = config.scrub_interval {
         tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
     }
@@ -205,8 +219,20 @@ async fn serve(
     readiness.stop();
     shutdown.request();
     tell("STOPPING=1");
+    tell("STATUS=Waiting for calls under way");
+    // The unit's own limit may be shorter than what was configured.
+    let limit = config.drain_timeout + 3 * LAST_WRITES;
+    tell(&format!("EXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     stop(config.drain_timeout, &cache, health, &tasks).await;
     result
+}
+
+/// That it is fed proves that the runtime still turns.
+async fn feed(pause: Duration) {
+    loop {
+        tell("WATCHDOG=1");
+        tokio::time::sleep(pause).await;
+    }
 }
 
 /// Hashes a little of the store again now and then, so that rot is found before a container reads it. What is damaged

@@ -5,9 +5,10 @@
 
 pub mod agent;
 pub mod config;
+pub mod crds;
 mod credentials;
 pub mod demo;
 mod open;
 
 pub use credentials::{Found, credentials_for};
-pub use open::{CacheOptions, Opened, open_cache};
+pub use open::{CacheOptions, Opened, expect_store, open_cache};

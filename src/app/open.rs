@@ -87,6 +87,22 @@ pub fn open_cache(
     parts.open(root, options)
 }
 
+/// An error where there is no store at `root`: what only reads must not make one. Blocking.
+pub fn expect_store(root: &Path) -> anyhow::Result<()> {
+    let subject = root.display();
+    if !root.try_exists().with_context(|| subject.to_string())? {
+        anyhow::bail!(
+            "{subject}: there is no such directory; larder --root {subject} pull makes one"
+        );
+    }
+    if !Store::is_at(root)? {
+        anyhow::bail!(
+            "{subject}: there is no store in this directory; larder --root {subject} pull makes one"
+        );
+    }
+    Ok(())
+}
+
 /// Metrics of the rooms below, registered before the rooms exist, so that a scrape during a long recovery shows them.
 #[derive(Debug)]
 pub(super) struct Parts {

@@ -438,6 +438,7 @@ impl Cache {
         let Some(image) = self.find(name, scope)? else {
             return Ok(None);
         };
+        let began = std::time::Instant::now();
         let id = image.record.id.clone();
         let inner = self.inner.clone();
         let done = self.inner.threads.block(name, move || {
@@ -445,9 +446,15 @@ impl Cache {
             inner.store.remove_image(&id)
         });
         let removed = done.await?.map_err(|error| Error::store(name, error))?;
-        if removed.is_some() {
+        if let Some(removed) = &removed {
             self.inner.metrics.image_removed();
-            tracing::info!(name, image = %image.record.id, "removed");
+            tracing::info!(
+                reference = name,
+                image = %image.record.id,
+                freed_bytes = removed.freed_bytes,
+                duration_seconds = began.elapsed().as_secs_f64(),
+                "Image removed"
+            );
         }
         Ok(removed)
     }

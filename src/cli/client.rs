@@ -39,9 +39,10 @@ pub(super) struct Client {
 type End = Box<dyn FnOnce() -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
 impl Client {
-    pub(super) async fn open(globals: &Globals) -> Result<Self, Failure> {
+    /// `makes` tells whether a store may be made where there is none: a mistyped directory is not an empty store.
+    pub(super) async fn open(globals: &Globals, makes: bool) -> Result<Self, Failure> {
         match &globals.root {
-            Some(root) => Self::local(root, &globals.hosts_dir).await,
+            Some(root) => Self::local(root, globals.hosts_dirs(), makes).await,
             None => Self::agent(&globals.socket()).await,
         }
     }
@@ -60,17 +61,20 @@ impl Client {
         })
     }
 
-    async fn local(root: &Path, hosts_dirs: &[PathBuf]) -> Result<Self, Failure> {
+    async fn local(root: &Path, hosts_dirs: Vec<PathBuf>, makes: bool) -> Result<Self, Failure> {
         let mut options = CacheOptions {
             // After a verb nobody comes back for the rest.
             orphan_grace: Duration::ZERO,
             ..CacheOptions::default()
         };
         if !hosts_dirs.is_empty() {
-            options.hosts_dirs = hosts_dirs.to_vec();
+            options.hosts_dirs = hosts_dirs;
         }
         let root = root.to_owned();
         let opening = tokio::task::spawn_blocking(move || {
+            if !makes {
+                app::expect_store(&root)?;
+            }
             app::open_cache(&root, options, &mut Registry::default())
         });
         let opened = opening

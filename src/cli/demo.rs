@@ -6,6 +6,7 @@ use std::time::Instant;
 use super::Done;
 use super::client::Client;
 use super::failure::{Failure, NOT_FOUND};
+use super::interrupt::Interrupts;
 use super::output;
 use super::progress::Progress;
 use super::run::Terminal;
@@ -24,6 +25,9 @@ Examples:
   larder demo
   larder demo --image registry.example/team/app:1";
 
+/// Columns of a line.
+const WIDTH: usize = 80;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// Show it on this image instead
@@ -37,15 +41,35 @@ pub(super) struct Args {
     dir: Option<PathBuf>,
 }
 
-pub(super) async fn run(
-    args: Args,
-    terminal: &Terminal,
-    interrupt: impl Future<Output = ()>,
-) -> Done {
+pub(super) async fn run(args: Args, terminal: &Terminal, interrupts: &Interrupts) -> Done {
     let began = Instant::now();
-    let folder = Folder::new(&args.dir.unwrap_or_else(std::env::temp_dir))?;
-    let own_images = args.image.is_none();
-    let agent = DemoAgent::start(folder.path(), own_images).await?;
+    let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
+    let folder = Folder::new(&parent)?;
+    interrupts.leaves(folder.path());
+    let outcome = on_stage(&args, terminal, interrupts, folder.path()).await;
+    // However it ended: nothing works in the folder any more, and it goes.
+    let removed = tokio::task::spawn_blocking(|| folder.remove()).await;
+    outcome?;
+    removed.map_err(Failure::new)??;
+    // It may have come while all was cleared away.
+    if let Some(failure) = interrupts.asked() {
+        return Err(failure);
+    }
+    say(&format!(
+        "\nAll of it took {:.1} s.",
+        began.elapsed().as_secs_f64()
+    ))
+}
+
+/// The demo between the making and the removal of its folder.
+async fn on_stage(
+    args: &Args,
+    terminal: &Terminal,
+    interrupts: &Interrupts,
+    folder: &Path,
+) -> Done {
+    // Not to be broken off: a store that is being opened would go on to write.
+    let agent = DemoAgent::start(folder, args.image.is_none()).await?;
     let story = async {
         let mut show = Show::new(&agent, terminal).await?;
         match &args.image {
@@ -54,22 +78,19 @@ pub(super) async fn run(
                 title("Four images of one team, built in memory")?;
                 let (images, registry) = demo::serve().await?;
                 introduce(&images, &registry)?;
-                show.ours(&images, &registry, folder.path()).await
+                show.ours(&images, &registry, folder).await
             }
         }
     };
     let outcome = tokio::select! {
+        biased;
+        failure = interrupts.first() => Err(failure),
         outcome = story => outcome,
-        () = interrupt => Err(Failure::interrupted()),
     };
-    // Whatever happened: the agent ends before its folder goes.
-    agent.stop().await?;
-    drop(folder);
+    // Waits for threads in the middle of a pull or a mount.
+    let stopped = agent.stop().await;
     outcome?;
-    say(&format!(
-        "\nAll of it took {:.1} s.",
-        began.elapsed().as_secs_f64()
-    ))
+    Ok(stopped?)
 }
 
 fn say(text: &str) -> Done {
@@ -337,7 +358,8 @@ impl<'a> Show<'a> {
             directory: target.display().to_string(),
         };
         if let Err(status) = self.client.images.mount(request).await {
-            return say(&format!("   not here: {}", status.message()));
+            let text = format!("not here: {}", status.message());
+            return say(&output::wrapped(&text, "   ", WIDTH));
         }
         let read = std::fs::read_to_string(target.join("etc/demo-release"));
         let request = UmountRequest {

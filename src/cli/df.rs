@@ -9,8 +9,9 @@ use super::run::Terminal;
 use crate::control::proto::{UsageRequest, UsageResponse};
 
 pub(super) const AFTER: &str = "\
-Contents are what the files of all layers add up to, each layer counted once. On disk is what the store really
-occupies; the difference is what files that several layers have in common would take once more.
+Contents are what the files of all layers add up to, each layer counted once.
+On disk is what the store really occupies; the difference is what files that
+several layers have in common would take once more.
 
 Examples:
   larder df

@@ -11,8 +11,6 @@ pub(super) const FAILED: u8 = 1;
 pub(super) const USAGE: u8 = 2;
 /// What was asked for is not there.
 pub(super) const NOT_FOUND: u8 = 3;
-/// As shells count a program that SIGINT ended.
-const INTERRUPTED: u8 = 130;
 
 /// Why a verb failed.
 #[derive(Debug)]
@@ -43,10 +41,6 @@ impl Failure {
             code,
             message: String::new(),
         }
-    }
-
-    pub(super) fn interrupted() -> Self {
-        Self::silent(INTERRUPTED)
     }
 
     /// An answer of the agent, or of the store behind the same interface.

@@ -11,8 +11,9 @@ use super::run::Terminal;
 use crate::control::proto::{Damage, FsckReport, FsckRequest};
 
 pub(super) const AFTER: &str = "\
-Reads every layer and every pack and compares checksums. With --repair, what is damaged is set aside, so that the
-next pull of the images concerned fetches it again. Exit code 1 says that damage is left.
+Reads every layer and every pack and compares checksums. With --repair, what is
+damaged is set aside, so that the next pull of the images concerned fetches it
+again. Exit code 1 says that damage is left.
 
 Examples:
   larder fsck

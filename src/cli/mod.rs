@@ -6,12 +6,14 @@
 mod agent;
 mod client;
 mod completions;
+mod crds;
 mod demo;
 mod df;
 mod failure;
 mod fsck;
 mod images;
 mod inspect;
+mod interrupt;
 mod mount;
 mod output;
 mod progress;
@@ -35,7 +37,7 @@ const ABOUT: &str = "An image cache for Kubernetes nodes: pulls once, keeps ever
 
 const AFTER: &str = "\
 Without --root, verbs talk to the agent (start one with: larder agent).
-With --root DIR they open the store in DIR themselves; no agent may run on it then.
+With --root DIR they open the store in DIR themselves; no agent may run on it.
 
 Examples:
   larder pull busybox                          through the agent
@@ -70,24 +72,11 @@ struct Globals {
     /// Open the store in DIR instead of talking to an agent
     #[arg(long, global = true, value_name = "DIR")]
     root: Option<PathBuf>,
-    /// The agent's socket [default: /run/larder/larder.sock]
-    #[arg(
-        long,
-        global = true,
-        env = "LARDER_SOCKET",
-        hide_env_values = true,
-        value_name = "PATH"
-    )]
+    /// The agent's socket [env: LARDER_SOCKET] [default: /run/larder/larder.sock]
+    #[arg(long, global = true, value_name = "PATH")]
     socket: Option<PathBuf>,
-    /// With --root: folder with HOST/hosts.toml [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
-    #[arg(
-        long,
-        global = true,
-        env = "LARDER_HOSTS_DIR",
-        hide_env_values = true,
-        value_name = "DIR",
-        value_delimiter = ':'
-    )]
+    /// With --root: folder with HOST/hosts.toml [env: LARDER_HOSTS_DIR] [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
+    #[arg(long, global = true, value_name = "DIR", value_delimiter = ':')]
     hosts_dir: Vec<PathBuf>,
     /// How to print results; table where a verb does not say otherwise
     #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
@@ -101,8 +90,22 @@ struct Globals {
 }
 
 impl Globals {
+    /// The flag, else the variable. Not by the parser, which would take the variable for a flag of the agent's.
     fn socket(&self) -> PathBuf {
-        self.socket.clone().unwrap_or_else(|| PathBuf::from(SOCKET))
+        let variable = || std::env::var_os("LARDER_SOCKET").filter(|path| !path.is_empty());
+        let socket = self.socket.clone();
+        socket
+            .or_else(|| variable().map(PathBuf::from))
+            .unwrap_or_else(|| PathBuf::from(SOCKET))
+    }
+
+    fn hosts_dirs(&self) -> Vec<PathBuf> {
+        match std::env::var_os("LARDER_HOSTS_DIR") {
+            Some(folders) if self.hosts_dir.is_empty() && !folders.is_empty() => {
+                std::env::split_paths(&folders).collect()
+            }
+            _ => self.hosts_dir.clone(),
+        }
     }
 }
 
@@ -117,7 +120,7 @@ enum Verb {
     /// List images
     #[command(visible_alias = "ls", after_help = images::AFTER)]
     Images(images::Args),
-    /// Show all about images: config, layers and who shares them
+    /// Show config, layers and sharing of images
     #[command(visible_alias = "inspecti", after_help = inspect::AFTER)]
     Inspect(inspect::Args),
     /// Remove images and free their space
@@ -144,6 +147,9 @@ enum Verb {
     /// Show what larder does; needs no root, network or cluster
     #[command(after_help = demo::AFTER)]
     Demo(demo::Args),
+    /// Print the kinds of the cluster API for kubectl apply
+    #[command(after_help = crds::AFTER)]
+    Crds(crds::Args),
     /// Print a completion script for a shell
     #[command(after_help = completions::AFTER)]
     Completions(completions::Args),
@@ -163,17 +169,21 @@ pub fn main() -> ExitCode {
                 return usage(&error);
             }
             // Help and version; a reader that hung up has seen enough.
-            let _ = error.print();
-            return ExitCode::SUCCESS;
+            return match error.print() {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => failed(&Failure::from(error)),
+            };
         }
     };
     match run::verb(cli) {
         Ok(code) => code,
-        Err(failure) => {
-            failure.print(&mut io::stderr().lock());
-            ExitCode::from(failure.code())
-        }
+        Err(failure) => failed(&failure),
     }
+}
+
+fn failed(failure: &Failure) -> ExitCode {
+    failure.print(&mut io::stderr().lock());
+    ExitCode::from(failure.code())
 }
 
 fn usage(error: &clap::Error) -> ExitCode {

@@ -12,8 +12,9 @@ use super::run::Terminal;
 use crate::control::proto::{Image, MountRequest, UmountRequest};
 
 pub(super) const AFTER: &str = "\
-DIR is on the agent's machine and is made if absent. Mounting needs root and Linux 6.12 or newer; larder unpack
-works everywhere. What is mounted stays mounted until larder umount.
+DIR is on the agent's machine and is made if absent. Mounting needs root and
+Linux 6.12 or newer; larder unpack works everywhere. What is mounted stays
+mounted until larder umount.
 
 Examples:
   larder mount busybox /mnt/busybox";

@@ -170,6 +170,22 @@ pub(super) fn end_of(text: &str, room: usize) -> String {
     format!("...{}", text.chars().skip(left_out).collect::<String>())
 }
 
+/// The text in lines of at most `width` columns, each with `indent` before it. A word that is longer has a line of its
+/// own.
+pub(super) fn wrapped(text: &str, indent: &str, width: usize) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= width => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(format!("{indent}{word}")),
+        }
+    }
+    lines.join("\n")
+}
+
 /// Columns of the terminal that standard output is, if it is one.
 pub(super) fn terminal_width() -> Option<usize> {
     let size = rustix::termios::tcgetwinsize(io::stdout()).ok()?;
@@ -246,6 +262,13 @@ mod tests {
         assert_eq!(short("sha256:é"), "é");
         assert_eq!(end_of("registry/app", 12), "registry/app");
         assert_eq!(end_of("registry/app", 9), "...ry/app");
+    }
+
+    #[test]
+    fn text_is_wrapped_between_words() {
+        assert_eq!(wrapped("one two three", "  ", 9), "  one two\n  three");
+        assert_eq!(wrapped("a verylongword b", "", 6), "a\nverylongword\nb");
+        assert_eq!(wrapped("", "  ", 9), "");
     }
 
     #[test]

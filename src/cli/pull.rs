@@ -18,11 +18,16 @@ use crate::control::proto::{Credentials, LayerProgress, LayerSource, PullRequest
 use crate::image::{Platform, Reference};
 
 pub(super) const AFTER: &str = "\
-REF is what docker takes: busybox, nginx:1.27, ghcr.io/org/app@sha256:..., localhost:5000/app. The image's id goes to
-standard output, progress to standard error.
+REF is what docker takes: busybox, nginx:1.27, ghcr.io/org/app@sha256:...,
+localhost:5000/app. The image's id goes to standard output, progress to standard
+error.
 
-Credentials are those of --creds, else those that docker login or podman login left in --authfile,
-$REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or ~/.docker/config.json, else those the agent has.
+Credentials are those of --creds, else those that docker login or podman login
+left in --authfile, $REGISTRY_AUTH_FILE, $DOCKER_CONFIG/config.json or
+~/.docker/config.json, else those the agent has.
+
+An agent goes on with a pull whose caller went away (Ctrl-C) for 30 s, so that a
+second try finds what is there; without an agent the pull ends at once.
 
 Examples:
   larder pull busybox
@@ -159,9 +164,9 @@ impl Args {
         self.reference.parse::<Reference>().map_err(Failure::usage)
     }
 
-    async fn credentials(&self, domain: &str) -> Result<Option<Credentials>, Failure> {
+    async fn credentials(&self, repository: &str) -> Result<Option<Credentials>, Failure> {
         let Some(Account { username, password }) = self.creds.clone() else {
-            let found = app::credentials_for(self.authfile.as_deref(), domain).await?;
+            let found = app::credentials_for(self.authfile.as_deref(), repository).await?;
             if let Some(warning) = found.warning {
                 eprintln!("larder: {warning}; pulling without credentials");
             }
@@ -210,7 +215,7 @@ pub(super) async fn run(args: &Args, client: &mut Client, terminal: &Terminal) -
         reference: args.reference.clone(),
         platform: args.platform.clone().unwrap_or_default(),
         plain_http: args.plain_http,
-        credentials: args.credentials(reference.domain()).await?,
+        credentials: args.credentials(&reference.repository()).await?,
     };
     let started = Instant::now();
     let mut progress = Progress::new(&familiar(&args.reference), terminal);

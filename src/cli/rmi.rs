@@ -13,8 +13,9 @@ use super::run::Terminal;
 use crate::control::proto::{RemoveRequest, RemoveResponse};
 
 pub(super) const AFTER: &str = "\
-An image goes with all its names, whichever of them is given, as the kubelet expects it. Layers that other images
-use stay. An image that a prepull declares goes too, with a warning: it will be pulled again.
+An image goes with all its names, whichever of them is given, as the kubelet
+expects it. Layers that other images use stay. One that a
+prepull declares goes too, with a warning: it will be pulled again.
 
 Examples:
   larder rmi busybox

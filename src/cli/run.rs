@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use super::client::Client;
 use super::failure::Failure;
+use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, demo, df, fsck, images, inspect, mount, pull,
-    rmi, unpack, version,
+    Cli, Done, Globals, Verb, agent, completions, crds, demo, df, fsck, images, inspect, mount,
+    pull, rmi, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -44,9 +45,13 @@ impl Terminal {
 pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { globals, verb } = cli;
     match verb {
-        Verb::Agent(args) => return agent::run(args, globals.verbose),
+        Verb::Agent(args) => return agent::run(args, &globals),
         Verb::Completions(args) => {
             completions::run(&args)?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        Verb::Crds(args) => {
+            crds::run(&args)?;
             return Ok(ExitCode::SUCCESS);
         }
         _ => {}
@@ -68,20 +73,23 @@ pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
 }
 
 async fn ask(globals: &Globals, verb: Verb) -> Done {
+    // Before anything is made that an interrupt would leave behind.
+    let interrupts =
+        Interrupts::listen().map_err(|error| Failure::new(format!("handle signals: {error}")))?;
     let terminal = Terminal::new(globals);
     if let Verb::Version(args) = &verb {
         return version::run(args, globals, &terminal).await;
     }
     if let Verb::Demo(args) = verb {
-        return demo::run(args, &terminal, interrupt()).await;
+        return demo::run(args, &terminal, &interrupts).await;
     }
     // A malformed command line must not wait for an agent.
     if let Verb::Pull(args) = &verb {
         args.check()?;
     }
     let mut client = tokio::select! {
-        client = Client::open(globals) => client?,
-        () = interrupt() => return Err(Failure::interrupted()),
+        client = Client::open(globals, matches!(verb, Verb::Pull(_))) => client?,
+        failure = interrupts.first() => return Err(failure),
     };
     let work = async {
         match verb {
@@ -94,30 +102,19 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,
             Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
             Verb::Umount(args) => mount::umount(args, &mut client).await,
-            Verb::Agent(_) | Verb::Completions(_) | Verb::Demo(_) | Verb::Version(_) => Ok(()),
+            Verb::Agent(_)
+            | Verb::Completions(_)
+            | Verb::Crds(_)
+            | Verb::Demo(_)
+            | Verb::Version(_) => Ok(()),
         }
     };
     let result = tokio::select! {
         result = work => result,
-        () = interrupt() => Err(Failure::interrupted()),
+        failure = interrupts.first() => Err(failure),
     };
     client.close().await;
     result
-}
-
-/// Ctrl-C or SIGTERM.
-async fn interrupt() {
-    use tokio::signal::unix::{SignalKind, signal};
-    let (Ok(mut interrupt), Ok(mut terminate)) = (
-        signal(SignalKind::interrupt()),
-        signal(SignalKind::terminate()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
 }
 
 /// What matters is printed; logs are for whoever asks for them.

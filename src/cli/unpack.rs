@@ -9,7 +9,8 @@ use super::run::Terminal;
 use crate::control::proto::UnpackRequest;
 
 pub(super) const AFTER: &str = "\
-DIR is on the agent's machine; it must be empty, or absent. Owners and devices need an agent that is root.
+DIR is on the agent's machine; it must be empty, or absent. Owners and devices
+need an agent that is root.
 
 Examples:
   larder unpack busybox ./rootfs

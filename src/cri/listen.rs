@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tonic::transport::server::Connected;
 
 use crate::lifecycle::{ConnectionLimits, Guarded};
+use crate::telemetry::Seldom;
 
 /// Connections at once: one kubelet, one runtime, some terminals; more wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 256;
@@ -69,6 +70,7 @@ pub enum ListenError {
 pub struct Socket {
     listener: UnixListener,
     name: Name,
+    warnings: Seldom,
 }
 
 #[derive(Debug)]
@@ -123,6 +125,7 @@ impl Socket {
                 path: path.to_owned(),
                 inode,
             },
+            warnings: Seldom::default(),
         })
     }
     /// Where it listens.
@@ -133,7 +136,7 @@ impl Socket {
     pub fn incoming(self) -> Incoming {
         Box::pin(futures_util::stream::unfold(
             (self, Arc::new(Semaphore::new(MAX_CONNECTIONS))),
-            |(socket, places)| async move {
+            |(mut socket, places)| async move {
                 let place = places.clone().acquire_owned().await.ok()?;
                 let stream = socket.accept().await;
                 Some((
@@ -144,12 +147,15 @@ impl Socket {
         ))
     }
     /// An accept that fails (no file descriptor left, a peer gone already) must not end the server.
-    async fn accept(&self) -> UnixStream {
+    async fn accept(&mut self) -> UnixStream {
         loop {
             match self.listener.accept().await {
                 Ok((stream, _)) => return stream,
                 Err(error) => {
-                    tracing::warn!(err = %error, socket = %self.name.path.display(), "Connection was not accepted");
+                    if let Some(held_back) = self.warnings.due(std::time::Instant::now()) {
+                        let socket = self.name.path.display();
+                        tracing::warn!(err = %error, %socket, held_back, "Connection was not accepted");
+                    }
                     tokio::time::sleep(Duration::from_millis(100)).await;
                 }
             }

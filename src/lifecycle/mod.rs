@@ -9,7 +9,7 @@ mod shutdown;
 mod tasks;
 
 pub use connection::{ConnectionLimits, Guarded};
-pub use notify::{NotifyError, notify};
+pub use notify::{NotifyError, notify, watchdog};
 pub use readiness::{Check, Readiness};
 pub use shutdown::Shutdown;
 pub use tasks::Tasks;

@@ -5,6 +5,7 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::time::Duration;
 
 /// The service manager could not be told.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,17 @@ pub fn notify(socket: Option<&OsStr>, state: &str) -> Result<(), NotifyError> {
         socket: socket.to_string_lossy().into_owned(),
         source,
     })
+}
+
+/// How often `WATCHDOG=1` is to be sent: half of what the service manager waits for (`WATCHDOG_USEC`), if it waits for
+/// this process (`WATCHDOG_PID`, or nobody in particular; sd_watchdog_enabled(3)).
+pub fn watchdog(usec: Option<&OsStr>, pid: Option<&OsStr>) -> Option<Duration> {
+    let number = |text: &OsStr| text.to_str().and_then(|text| text.parse::<u64>().ok());
+    if pid.is_some_and(|pid| number(pid) != Some(std::process::id().into())) {
+        return None;
+    }
+    let usec = number(usec?)?;
+    Some(Duration::from_micros(usec / 2)).filter(|pause| !pause.is_zero())
 }
 
 fn send(socket: &OsStr, state: &str) -> io::Result<()> {
@@ -66,6 +78,21 @@ mod tests {
             &UnixDatagram::bind_addr(&address).unwrap(),
             &format!("@{name}"),
         );
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_in_time_where_there_is_one() {
+        let asked =
+            |usec: &str, pid: Option<&str>| watchdog(Some(OsStr::new(usec)), pid.map(OsStr::new));
+        let (me, other) = (std::process::id(), std::process::id() + 1);
+        let minute = Some(Duration::from_secs(60));
+        assert_eq!(asked("120000000", None), minute);
+        assert_eq!(asked("120000000", Some(&me.to_string())), minute);
+        assert_eq!(asked("120000000", Some(&other.to_string())), None);
+        for text in ["", "0", "1", "-1", "soon"] {
+            assert_eq!(asked(text, None), None, "{text}");
+        }
+        assert_eq!(watchdog(None, None), None);
     }
 
     #[test]

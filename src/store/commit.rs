@@ -1,5 +1,6 @@
 //! Makes layers and images visible: the only writers of the database besides removal.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::Arc;
 use std::time::Instant;
@@ -83,6 +84,7 @@ impl Store {
             content_bytes: parts.content_bytes,
             added_bytes: parts.pack.added() + erofs_bytes + bytes.len() as u64,
             entries: parts.entries,
+            implied: Some(parts.implied),
             erofs_bytes,
             erofs_hash,
             idx_bytes: bytes.len() as u64,
@@ -105,15 +107,28 @@ impl Store {
         );
         lease.hold(&mut inner.state(), &id);
         inner.apply(changes).map_err(give_up)?;
+        // They were hashed a moment ago.
+        if let Some(stamp) = inner.stamp(&id) {
+            inner.state().verified.insert(id.clone(), stamp);
+        }
         let added = parts.pack.added();
+        let mut touched: Vec<_> = parts
+            .pack
+            .segments()
+            .into_iter()
+            .map(|(segment, _)| inner.layout.pack(segment))
+            .collect();
         inner
             .metrics
             .saved(layer.content_bytes.saturating_sub(added));
         parts.pack.keep();
         if let Some(extents) = replaced {
             inner.release(&extents);
+            let segments: BTreeSet<u32> = extents.iter().map(|(_, place)| place.segment).collect();
+            touched.extend(segments.into_iter().map(|id| inner.layout.pack(id)));
         }
-        inner.measure();
+        touched.extend([inner.layout.erofs(&id), inner.layout.idx(&id)]);
+        inner.measure_again(touched);
         inner.metrics.took("commit_layer", began.elapsed());
         Ok(layer)
     }
@@ -126,7 +141,7 @@ impl Store {
         let began = Instant::now();
         let inner = &self.inner;
         let id = commit.record.id.clone();
-        let _commits = inner.commits();
+        let commits = inner.commits();
         {
             let mut state = inner.state();
             for layer in &commit.record.layers {
@@ -155,6 +170,7 @@ impl Store {
             inner.put_blob(digest, bytes).map_err(give_up)?;
         }
         let mut dropped = Vec::new();
+        let mut left = BTreeSet::new();
         let changes = {
             let state = inner.state();
             let mut row = ImageRow {
@@ -170,6 +186,13 @@ impl Store {
                 row.record.pinned |= known.record.pinned;
                 // What everybody may see already stays so, however two pulls of it end.
                 row.record.staged &= known.record.staged;
+                left.extend(
+                    known
+                        .record
+                        .layers
+                        .iter()
+                        .map(|layer| layer.diff_id.clone()),
+                );
                 // Of what it had, the documents that its names still point at.
                 let names = state.records.names.iter();
                 let is_target = |blob: &Digest| {
@@ -202,6 +225,11 @@ impl Store {
             changes
         };
         inner.apply(changes).map_err(give_up)?;
+        let blobs = commit.blobs.iter().map(|(digest, _)| digest);
+        let touched: Vec<_> = blobs
+            .chain(&dropped)
+            .map(|blob| inner.layout.blob(blob))
+            .collect();
         for blob in dropped {
             let named = {
                 let state = inner.state();
@@ -213,7 +241,10 @@ impl Store {
                 let _ = files::remove(&inner.layout.blob(&blob));
             }
         }
-        inner.measure();
+        inner.measure_again(touched);
+        drop(commits);
+        // A config tells its layers, so it has lost none; should it have, they go.
+        inner.sweep(&left)?;
         inner.metrics.took("commit_image", began.elapsed());
         let image = inner.state().records.visible().get(&id).cloned();
         image.ok_or_else(|| Error::Damaged {

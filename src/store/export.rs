@@ -43,13 +43,17 @@ impl Store {
                 })
             },
         );
-        assembled.map_err(|failure| match failure {
-            Failure::Store(error) => error,
-            Failure::Damaged(cause) => damaged(diff_id, cause),
+        assembled.map_err(|failure| {
+            let error = match failure {
+                Failure::Store(error) => error,
+                Failure::Damaged(cause) => damaged(diff_id, cause),
+            };
+            self.look_into(error, std::slice::from_ref(diff_id))
         })?;
         let found = hasher.finish();
         if found != diff_id.0 {
-            return Err(damaged(diff_id, format!("its tar has digest {found}")));
+            let error = damaged(diff_id, format!("its tar has digest {found}"));
+            return Err(self.look_into(error, std::slice::from_ref(diff_id)));
         }
         Ok(())
     }

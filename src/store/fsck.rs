@@ -4,10 +4,10 @@
 //! is missing, since nothing damaged may be served. Repair also removes what no pull can heal: records that point
 //! nowhere, and files that no record names.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use hashbrown::{HashMap, HashSet};
@@ -43,43 +43,20 @@ impl Store {
                 repaired: true,
             });
         }
-        // Rows of a snapshot; a lease keeps the layers from being collected while they are read.
-        let lease = self.lease();
+        // Rows of a snapshot. No lease: what is removed meanwhile is freed at once, and what is found wrong counts only
+        // where a layer still has it.
         let rows: Vec<LayerRow> = {
-            let mut state = inner.state();
+            let state = inner.state();
             let layers = state.records.layers.values();
-            let rows: Vec<LayerRow> = layers
+            layers
                 .filter(|row| !state.doomed.contains(&row.diff_id))
                 .cloned()
-                .collect();
-            for row in &rows {
-                lease.hold(&mut state, &row.diff_id);
-            }
-            rows
+                .collect()
         };
-        let mut sound: Vec<(DiffId, Vec<(ContentHash, Extent)>)> = Vec::new();
-        for row in rows {
-            report.layers += 1;
-            let outcome = match &row.damaged {
-                Some(cause) => Err(cause.clone()),
-                None => match inner.verify_layer_files(&row) {
-                    Ok(extents) => Ok(extents),
-                    Err(error @ Error::Damaged { .. }) => Err(cause_of(&error)),
-                    // An I/O error is no damage: it may pass.
-                    Err(error) => return Err(error),
-                },
-            };
-            match outcome {
-                Ok(extents) => sound.push((row.diff_id.clone(), extents)),
-                Err(cause) => {
-                    inner.report_layer(&mut report, &row.diff_id, "layer", &cause)?;
-                }
-            }
-        }
-        let bad = inner.verify_extents(&sound, &mut report, progress)?;
-        inner.report_extents(&mut report, &sound, &bad)?;
-        inner.verify_images(&mut report, repair)?;
+        inner.verify_layers(&rows, &mut report, progress)?;
+        let unused = inner.verify_images(&mut report, repair)?;
         inner.report_orphans(&mut report, repair)?;
+        inner.sweep(&unused)?;
         inner.metrics.found(&report);
         inner.measure();
         Ok(report)
@@ -89,7 +66,6 @@ impl Store {
     /// Reads at least one content and stops after `budget` bytes. Blocking.
     pub fn scrub_step(&self, budget: u64) -> Result<FsckReport, Error> {
         let inner = &self.inner;
-        let lease = self.lease();
         let (row, first) = {
             let mut state = inner.state();
             let (last, first) = state.scrub.clone();
@@ -104,7 +80,6 @@ impl Store {
             };
             let first = if Some(&id) == last.as_ref() { first } else { 0 };
             let row = state.records.layers.get(&id).cloned();
-            lease.hold(&mut state, &id);
             match row {
                 Some(row) if row.damaged.is_none() => (row, first),
                 _ => {
@@ -135,9 +110,12 @@ impl Store {
                     .collect();
                 let reached = first + part.len();
                 let done = reached >= extents.len();
-                let part = vec![(row.diff_id.clone(), part)];
-                let bad = inner.verify_extents(&part, &mut report, &mut |_, _| {})?;
-                inner.report_extents(&mut report, &part, &bad)?;
+                let bad = inner.verify_extents(
+                    part.into_iter().collect(),
+                    &mut report,
+                    &mut |_, _| {},
+                )?;
+                inner.report_extents(&mut report, &bad)?;
                 let mut state = inner.state();
                 state.scrub = if done {
                     next(&state.records.layers)
@@ -146,7 +124,7 @@ impl Store {
                 };
             }
             Err(error @ Error::Damaged { .. }) => {
-                inner.report_layer(&mut report, &row.diff_id, "layer", &cause_of(&error))?;
+                inner.report_layer(&mut report, &row, &cause_of(&error))?;
                 let mut state = inner.state();
                 state.scrub = next(&state.records.layers);
             }
@@ -155,6 +133,26 @@ impl Store {
         inner.metrics.scrubbed(report.bytes);
         inner.metrics.found(&report);
         Ok(report)
+    }
+
+    /// Where a reader came upon damage, verifies the layers it read: what is damaged is quarantined, so that the next
+    /// pull heals it. Gives the error back.
+    pub(super) fn look_into(&self, error: Error, layers: &[DiffId]) -> Error {
+        if !matches!(error, Error::Damaged { .. }) {
+            return error;
+        }
+        let rows: Vec<LayerRow> = {
+            let state = self.inner.state();
+            let rows = layers.iter().filter_map(|id| state.records.layers.get(id));
+            rows.cloned().collect()
+        };
+        let mut report = FsckReport::default();
+        let verified = self.inner.verify_layers(&rows, &mut report, &mut |_, _| {});
+        if let Err(error) = verified {
+            tracing::warn!(%error, "Damage was found, but not all of it");
+        }
+        self.inner.metrics.found(&report);
+        error
     }
 
     /// A committed layer's files, verified against the checksums of its row. A damaged layer is quarantined, so that
@@ -196,7 +194,61 @@ impl Store {
     }
 }
 
+/// What tells whether a file was touched since it was verified.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileStamp {
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl FileStamp {
+    fn of(path: &Path) -> Option<Self> {
+        let meta = std::fs::metadata(path).ok()?;
+        Some(FileStamp {
+            inode: meta.ino(),
+            len: meta.len(),
+            modified: (meta.mtime(), meta.mtime_nsec()),
+            changed: (meta.ctime(), meta.ctime_nsec()),
+        })
+    }
+}
+
+/// Of a layer's two files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stamp([FileStamp; 2]);
+
 impl Inner {
+    /// Of a layer's files as they are now; `None` where one is absent.
+    pub(super) fn stamp(&self, layer: &DiffId) -> Option<Stamp> {
+        Some(Stamp([
+            FileStamp::of(&self.layout.erofs(layer))?,
+            FileStamp::of(&self.layout.idx(layer))?,
+        ]))
+    }
+
+    /// Whether a layer's files were verified, and nobody touched them since.
+    pub(super) fn is_verified(&self, layer: &DiffId) -> bool {
+        let stamp = self.stamp(layer);
+        stamp.is_some() && self.state().verified.get(layer) == stamp.as_ref()
+    }
+
+    /// Verifies a layer's tree and index, unless that was done and nobody touched them since.
+    pub(super) fn verify_once(&self, row: &LayerRow) -> Result<(), Error> {
+        let id = &row.diff_id;
+        if self.is_verified(id) {
+            return Ok(());
+        }
+        // Before the files are read: what changes meanwhile is read again next time.
+        let stamp = self.stamp(id);
+        self.verify_layer_files(row)?;
+        if let Some(stamp) = stamp {
+            self.state().verified.insert(id.clone(), stamp);
+        }
+        Ok(())
+    }
+
     fn damaged(&self, path: &Path, error: io::Error) -> Error {
         if files::is_damage(&error) {
             return Error::Damaged {
@@ -231,18 +283,42 @@ impl Inner {
         Ok(head.extents)
     }
 
-    /// Hashes each distinct extent once; returns those whose bytes are wrong, with the reason.
+    /// Verifies layers and quarantines those that are damaged.
+    pub(super) fn verify_layers(
+        &self,
+        rows: &[LayerRow],
+        report: &mut FsckReport,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<(), Error> {
+        let mut extents = HashSet::new();
+        for row in rows {
+            report.layers += 1;
+            let outcome = match &row.damaged {
+                Some(cause) => Err(cause.clone()),
+                None => match self.verify_layer_files(row) {
+                    Ok(extents) => Ok(extents),
+                    Err(error @ Error::Damaged { .. }) => Err(cause_of(&error)),
+                    // An I/O error is no damage: it may pass.
+                    Err(error) => return Err(error),
+                },
+            };
+            match outcome {
+                Ok(used) => extents.extend(used),
+                Err(cause) => self.report_layer(report, row, &cause)?,
+            }
+        }
+        let bad = self.verify_extents(extents, report, progress)?;
+        self.report_extents(report, &bad)
+    }
+
+    /// Hashes extents in the order of their places; returns those whose bytes are wrong, with the reason.
     fn verify_extents(
         &self,
-        layers: &[(DiffId, Vec<(ContentHash, Extent)>)],
+        extents: HashSet<(ContentHash, Extent)>,
         report: &mut FsckReport,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<HashMap<Extent, String>, Error> {
-        let distinct: HashSet<(ContentHash, Extent)> = layers
-            .iter()
-            .flat_map(|(_, extents)| extents.iter().copied())
-            .collect();
-        let mut distinct: Vec<_> = distinct.into_iter().collect();
+        let mut distinct: Vec<_> = extents.into_iter().collect();
         distinct.sort_unstable_by_key(|(_, extent)| *extent);
         let total = distinct.iter().map(|(_, extent)| extent.len).sum();
         let mut bad = HashMap::new();
@@ -283,34 +359,27 @@ impl Inner {
         Ok(bad)
     }
 
-    /// Quarantines the layers that use damaged extents; one line a segment and layer.
+    /// Quarantines the layers that use damaged extents; one line a segment and layer. What was removed since it was read
+    /// is in no layer's index any more.
     fn report_extents(
         &self,
         report: &mut FsckReport,
-        layers: &[(DiffId, Vec<(ContentHash, Extent)>)],
         bad: &HashMap<Extent, String>,
     ) -> Result<(), Error> {
         if bad.is_empty() {
             return Ok(());
         }
-        // A scrub step sees some layers only, the damage is in all that share the extent.
-        let everyone: Vec<DiffId> = self.state().records.layers.keys().cloned().collect();
+        let _commits = self.commits();
+        let layers: Vec<DiffId> = self.state().records.layers.keys().cloned().collect();
         let mut using: BTreeMap<DiffId, (u32, usize, String)> = BTreeMap::new();
-        for layer in everyone {
-            let read;
-            let extents = match layers.iter().find(|(id, _)| *id == layer) {
-                Some((_, extents)) => extents,
-                None => match idx::read_head(&self.layout.idx(&layer)) {
-                    Ok(head) => {
-                        read = head.extents;
-                        &read
-                    }
-                    Err(_) => continue,
-                },
+        for layer in layers {
+            // Without an index it is quarantined already, or found so by its own verification.
+            let Ok(head) = idx::read_head(&self.layout.idx(&layer)) else {
+                continue;
             };
-            for (_, extent) in extents {
-                if let Some(cause) = bad.get(extent) {
-                    self.state().contents.distrust(*extent);
+            for (_, extent) in head.extents {
+                if let Some(cause) = bad.get(&extent) {
+                    self.state().contents.distrust(extent);
                     let entry =
                         using
                             .entry(layer.clone())
@@ -319,7 +388,6 @@ impl Inner {
                 }
             }
         }
-        let _commits = self.commits();
         for (layer, (segment, count, cause)) in using {
             let images = self.state().records.users_of(&layer);
             let pack = self.layout.relative(&self.layout.pack(segment));
@@ -339,15 +407,24 @@ impl Inner {
     fn report_layer(
         &self,
         report: &mut FsckReport,
-        layer: &DiffId,
-        kind: &str,
+        row: &LayerRow,
         cause: &str,
     ) -> Result<(), Error> {
         let _commits = self.commits();
-        let images = self.state().records.users_of(layer);
-        self.quarantine(layer, cause)?;
+        let layer = &row.diff_id;
+        let (images, now) = {
+            let records = &self.state().records;
+            (records.users_of(layer), records.layers.get(layer).cloned())
+        };
+        // It was removed, or replaced, while it was read.
+        let Some(now) = now.filter(|now| now.damaged.is_some() || now == row) else {
+            return Ok(());
+        };
+        if now.damaged.is_none() {
+            self.quarantine(layer, cause)?;
+        }
         report.damaged.push(Damage {
-            kind: kind.to_owned(),
+            kind: "layer".to_owned(),
             subject: layer.to_string(),
             cause: cause.to_owned(),
             images,
@@ -357,7 +434,12 @@ impl Inner {
     }
 
     /// Blobs of images, and images whose layers have no row.
-    fn verify_images(&self, report: &mut FsckReport, repair: bool) -> Result<(), Error> {
+    /// Returns the layers of those that a repair forgot.
+    fn verify_images(
+        &self,
+        report: &mut FsckReport,
+        repair: bool,
+    ) -> Result<BTreeSet<DiffId>, Error> {
         let _commits = self.commits();
         let rows: Vec<_> = self.state().records.images.values().cloned().collect();
         for mut row in rows {
@@ -397,14 +479,14 @@ impl Inner {
             }
         }
         if repair {
-            self.drop_broken_images(report)?;
+            return self.drop_broken_images(report);
         }
-        Ok(())
+        Ok(BTreeSet::new())
     }
 
-    /// Forgets images that are not visible, with their names and damaged layers: a pull brings them back.
-    fn drop_broken_images(&self, report: &mut FsckReport) -> Result<(), Error> {
-        let changes = {
+    /// Forgets images that are not visible, with their names: a pull brings them back. Returns their layers.
+    fn drop_broken_images(&self, report: &mut FsckReport) -> Result<BTreeSet<DiffId>, Error> {
+        let (changes, layers) = {
             let state = self.state();
             let records = &state.records;
             let broken: Vec<ImageId> = records
@@ -412,6 +494,10 @@ impl Inner {
                 .keys()
                 .filter(|id| !records.visible().contains_key(*id))
                 .cloned()
+                .collect();
+            let rows = broken.iter().filter_map(|id| records.images.get(id));
+            let layers: BTreeSet<DiffId> = rows
+                .flat_map(|row| row.record.layers.iter().map(|layer| layer.diff_id.clone()))
                 .collect();
             let mut changes: Vec<Change> =
                 broken.iter().cloned().map(Change::DeleteImage).collect();
@@ -422,14 +508,13 @@ impl Inner {
                     .filter(|(_, row)| broken.contains(&row.image))
                     .map(|(name, _)| Change::DeleteName(name.clone())),
             );
-            changes
+            (changes, layers)
         };
-        // Their layers are held by the lease of the fsck until it ends; then the sweep takes them.
         self.apply(changes)?;
         for damage in &mut report.damaged {
             damage.repaired = true;
         }
-        Ok(())
+        Ok(layers)
     }
 
     fn report_orphans(&self, report: &mut FsckReport, repair: bool) -> Result<(), Error> {

@@ -46,6 +46,8 @@ pub(crate) struct LayerParts {
     pub(crate) tar_bytes: u64,
     pub(crate) content_bytes: u64,
     pub(crate) entries: u64,
+    /// Directories that the tar does not name.
+    pub(crate) implied: u64,
     pub(crate) pack: PackCommit,
     pub(crate) staging: Staging,
     pub(crate) idx: IdxParts,

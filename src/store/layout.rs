@@ -4,6 +4,9 @@ use std::path::{Path, PathBuf};
 
 use crate::image::{DiffId, Digest};
 
+/// Below `mounts/`.
+pub(super) const EMPTY: &str = "empty";
+
 /// Paths below one root.
 #[derive(Clone, Debug)]
 pub(super) struct Layout {
@@ -60,6 +63,14 @@ impl Layout {
     pub(super) fn mount(&self, layer: &DiffId) -> PathBuf {
         self.mounts().join(layer.0.hex())
     }
+    /// Where the image of attributes of a stack of layers is mounted.
+    pub(super) fn fixup(&self, name: &str) -> PathBuf {
+        self.mounts().join(name)
+    }
+    /// A folder with nothing in it: overlayfs wants two lower directories at least.
+    pub(super) fn empty(&self) -> PathBuf {
+        self.mounts().join(EMPTY)
+    }
     pub(super) fn staging(&self) -> PathBuf {
         self.root.join("staging")
     }
@@ -74,6 +85,18 @@ impl Layout {
             self.mounts(),
             self.staging(),
         ]
+    }
+    /// What every root has, whatever is in it: its own files and folders.
+    pub(super) fn always(&self) -> impl Iterator<Item = PathBuf> {
+        let files = [
+            self.root.clone(),
+            self.meta(),
+            self.lock(),
+            self.database(),
+            self.damaged_database(),
+            self.empty(),
+        ];
+        files.into_iter().chain(self.folders())
     }
     /// `path` as people know it: relative to the root.
     pub(super) fn relative(&self, path: &Path) -> String {

@@ -39,15 +39,16 @@ mod remove;
 mod staging;
 mod types;
 mod unpack;
+mod usage;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::image::{DiffId, ImageId};
+use crate::image::{DiffId, Digest, ImageId};
 
 use contents::Contents;
 use layout::Layout;
@@ -75,6 +76,7 @@ struct Inner {
     db: db::Db,
     commit: Mutex<()>,
     state: Mutex<State>,
+    occupied: Mutex<usage::Occupied>,
     recovered: AtomicBool,
     /// Why the database was replaced at start, until somebody was told.
     database_damage: Mutex<Option<String>>,
@@ -94,6 +96,8 @@ struct State {
     doomed: HashSet<DiffId>,
     /// Images used since their row was written.
     touched: BTreeSet<ImageId>,
+    /// Layers whose files were verified, as they were then.
+    verified: HashMap<DiffId, fsck::Stamp>,
     usage: Usage,
     /// The layer whose turn it is to be scrubbed, and how many of its contents were.
     scrub: (Option<DiffId>, usize),
@@ -145,6 +149,7 @@ impl Store {
                 records,
                 ..State::default()
             }),
+            occupied: Mutex::default(),
             recovered: AtomicBool::new(false),
             database_damage: Mutex::new(damage),
             _lock: lock,
@@ -154,6 +159,16 @@ impl Store {
         Ok(Store {
             inner: Arc::new(inner),
         })
+    }
+
+    /// Whether a folder holds a store, of whatever format. Changes nothing; blocking.
+    ///
+    /// # Errors
+    /// It cannot be told, for lack of permission perhaps.
+    pub fn is_at(root: &Path) -> Result<bool, Error> {
+        let meta = Layout::new(root.to_path_buf()).meta();
+        meta.try_exists()
+            .map_err(|error| Error::io("look for", &meta, error))
     }
 
     /// The data directory.
@@ -181,29 +196,38 @@ impl Store {
         self.inner.state().records.named(name)
     }
 
-    /// Whether an image's layers are all there, by a look at their files' lengths; one that is not is taken out of
-    /// use. Blocking, but short: two look-ups a layer.
-    pub fn check_image(&self, id: &ImageId) -> Result<bool, Error> {
+    /// Verifies the trees and indexes of what the store has of an image: the layers of its record, and those that
+    /// `blobs` are known as. What is damaged or gone is taken out of use, so that a pull fetches it. Blocking; files that
+    /// nobody touched since they were last verified are not read again. Contents of files are left to
+    /// [`Store::fsck`] and [`Store::scrub_step`].
+    pub fn verify_layers(&self, image: &ImageId, blobs: &[Digest]) -> Result<(), Error> {
         let rows: Vec<_> = {
             let state = self.inner.state();
-            let Some(image) = state.records.visible().get(id) else {
-                return Ok(false);
-            };
-            let layers = image.record.layers.iter();
-            layers
-                .filter_map(|layer| state.records.layers.get(&layer.diff_id).cloned())
+            let records = &state.records;
+            let image = records.visible().get(image);
+            let layers = image.iter().flat_map(|image| &image.record.layers);
+            let known = blobs.iter().filter_map(|blob| records.blobs.get(blob));
+            let ids: BTreeSet<&DiffId> = layers.map(|layer| &layer.diff_id).chain(known).collect();
+            ids.into_iter()
+                .filter_map(|id| records.layers.get(id))
+                .filter(|row| row.damaged.is_none() && !state.doomed.contains(&row.diff_id))
+                .cloned()
                 .collect()
         };
-        let mut whole = true;
         for row in rows {
-            if !self.inner.has_files(&row) {
-                whole = false;
-                let _commits = self.inner.commits();
-                self.inner
-                    .quarantine(&row.diff_id, "its files are missing or cut short")?;
+            let cause = match self.inner.verify_once(&row) {
+                Ok(()) => continue,
+                Err(Error::Damaged { subject, cause }) => format!("{subject}: {cause}"),
+                Err(error) => return Err(error),
+            };
+            let _commits = self.inner.commits();
+            // A removal, or another pull, may have been quicker.
+            let now = self.inner.state().records.layers.get(&row.diff_id).cloned();
+            if now.as_ref() == Some(&row) {
+                self.inner.quarantine(&row.diff_id, &cause)?;
             }
         }
-        Ok(whole)
+        Ok(())
     }
 
     /// Sets or clears the pin. Blocking. An absent image is as good.
@@ -299,44 +323,6 @@ impl Inner {
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
         damage.take()
-    }
-
-    /// Counts anew what the store occupies, after a change. A few look-ups per layer and segment.
-    fn measure(&self) {
-        let mut usage = Usage::default();
-        let mut folders = vec![self.layout.root().to_path_buf()];
-        let (mounts, staging) = (self.layout.mounts(), self.layout.staging());
-        let device = fs::symlink_metadata(self.layout.root()).map_or(0, |meta| meta.dev());
-        while let Some(folder) = folders.pop() {
-            // What is mounted there is not the store's to count.
-            let own = fs::symlink_metadata(&folder).ok();
-            let Some(own) = own.filter(|meta| meta.dev() == device) else {
-                continue;
-            };
-            usage.stored_bytes += own.blocks() * 512;
-            usage.inodes += 1;
-            // Nor is what a pull stages: it goes before the pull ends.
-            if folder.parent() == Some(mounts.as_path()) || folder == staging {
-                continue;
-            }
-            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-                let Ok(meta) = entry.metadata() else { continue };
-                if meta.is_dir() {
-                    folders.push(entry.path());
-                } else {
-                    usage.stored_bytes += meta.blocks() * 512;
-                    usage.inodes += 1;
-                }
-            }
-        }
-        let mut state = self.state();
-        usage.images = state.records.visible().len() as u64;
-        usage.layers = state.records.layers.len() as u64;
-        usage.segments = state.records.segments.len() as u64;
-        let layers = state.records.layers.values();
-        usage.logical_bytes = layers.map(|row| row.content_bytes).sum();
-        self.metrics.usage(&usage);
-        state.usage = usage;
     }
 }
 

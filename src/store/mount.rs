@@ -1,10 +1,14 @@
-//! Mounts: each layer once, as EROFS, shared by all images that have it; an image is an overlay of its layers.
+//! Mounts: each layer once, as EROFS, shared by all images that have it; an image is an overlay of its layers, with a
+//! small image of attributes on top where some layer would hide the true ones ([`fixup`]).
 //!
 //! Needs root and file-backed EROFS (Linux 6.12 or newer). Only images that this store wrote are ever mounted. Mounts
 //! outlive the process; their rows in the database keep their layers from being collected.
 
+mod fixup;
+
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, File};
+use std::io::BufWriter;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
@@ -15,14 +19,23 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
+use crate::erofs::{self, Reader};
 use crate::image::{DiffId, ImageId};
 
+use super::layout::EMPTY;
 use super::records::{Change, MountRow};
+use super::staging::Staging;
 use super::types::Mount;
 use super::{Error, Inner, Store, idx};
+use fixup::Lower;
 
-/// A lower directory with nothing in it: overlayfs wants two at least.
-const EMPTY: &str = "empty";
+/// The lower directories of an image, mounted.
+struct Stack {
+    /// The topmost comes first.
+    lowers: Vec<PathBuf>,
+    /// Below `mounts/`, where the stack has one.
+    fixup: Option<String>,
+}
 
 impl Store {
     /// Mounts an image read-only at `target`, which is made if absent. Blocking.
@@ -71,34 +84,23 @@ impl Store {
                 user: "another mount".to_owned(),
             });
         }
-        let empty = inner.layout.mounts().join(EMPTY);
-        fs::create_dir_all(&empty).map_err(|error| Error::io("create", &empty, error))?;
-        for layer in &layers {
-            inner.mount_layer(layer)?;
+        let mounted = inner.mount_stack(&layers).and_then(|stack| {
+            // The row first: should we die in between, start-up finds no such mount and forgets it.
+            let row = MountRow {
+                image: image.clone(),
+                layers,
+                fixup: stack.fixup,
+            };
+            inner.apply(vec![Change::PutMount(target.clone(), row)])?;
+            overlay(&stack.lowers, &target).or_else(|error| {
+                inner.apply(vec![Change::DeleteMount(target)])?;
+                Err(error)
+            })
+        });
+        if mounted.is_err() {
+            inner.unmount_unused();
         }
-        let mut lowers: Vec<PathBuf> = Vec::new();
-        // The topmost comes first; a layer that occurs twice counts where it is on top.
-        for layer in layers.iter().rev() {
-            let lower = inner.layout.mount(layer);
-            if !lowers.contains(&lower) {
-                lowers.push(lower);
-            }
-        }
-        // More than 500 would be refused.
-        if lowers.len() == 1 {
-            lowers.push(empty);
-        }
-        // The row first: should we die in between, start-up finds no such mount and forgets it.
-        let row = MountRow {
-            image: image.clone(),
-            layers,
-        };
-        inner.apply(vec![Change::PutMount(target.clone(), row)])?;
-        if let Err(error) = overlay(&lowers, &target) {
-            inner.apply(vec![Change::DeleteMount(target)])?;
-            return Err(error);
-        }
-        Ok(())
+        mounted
     }
 
     /// Unmounts what [`Store::mount`] mounted, and the layers that nothing else uses. Blocking.
@@ -126,7 +128,7 @@ impl Store {
                 Err(error) => return Err(Error::io("unmount", &target, error.into())),
             }
             inner.apply(vec![Change::DeleteMount(target)])?;
-            inner.unmount_unused_layers();
+            inner.unmount_unused();
             row.layers.into_iter().collect()
         };
         inner.sweep(&layers)
@@ -146,11 +148,111 @@ impl Store {
 }
 
 impl Inner {
+    /// Mounts what an overlay of these layers, base first, is made of. The caller holds the commit lock.
+    fn mount_stack(&self, layers: &[DiffId]) -> Result<Stack, Error> {
+        let mut stack = Vec::new();
+        let mut ids: Vec<&DiffId> = Vec::new();
+        // A layer that occurs twice counts where it is on top.
+        for layer in layers.iter().rev() {
+            if ids.contains(&layer) {
+                continue;
+            }
+            let lower = self.open_lower(layer)?;
+            let last = fixup::hides_all_below(&lower.reader)
+                .map_err(|error| self.unreadable(layer, &error))?;
+            ids.push(layer);
+            stack.push(lower);
+            if last {
+                break;
+            }
+        }
+        for layer in &ids {
+            self.mount_layer(layer)?;
+        }
+        let fixup = self.mount_fixup(&ids, &stack)?;
+        let mut lowers: Vec<PathBuf> = fixup.iter().map(|name| self.layout.fixup(name)).collect();
+        lowers.extend(ids.iter().map(|layer| self.layout.mount(layer)));
+        // More than 500 would be refused.
+        if lowers.len() == 1 {
+            let empty = self.layout.empty();
+            fs::create_dir_all(&empty).map_err(|error| Error::io("create", &empty, error))?;
+            lowers.push(empty);
+        }
+        Ok(Stack { lowers, fixup })
+    }
+
+    /// Verifies a layer's files, so that the kernel reads nothing but what was written, and opens its tree.
+    fn open_lower(&self, layer: &DiffId) -> Result<Lower<File>, Error> {
+        let row = self.state().records.layers.get(layer).cloned();
+        let Some(row) = row else {
+            return Err(Error::Invalid(format!("no layer {layer}")));
+        };
+        if let Err(error) = self.verify_once(&row) {
+            if let Error::Damaged { subject, cause } = &error {
+                self.quarantine(layer, &format!("{subject}: {cause}"))?;
+            }
+            return Err(error);
+        }
+        let path = self.layout.erofs(layer);
+        let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
+        let reader = Reader::open(file).map_err(|error| self.unreadable(layer, &error))?;
+        Ok(Lower {
+            reader,
+            implied: row.implied,
+        })
+    }
+
+    fn unreadable(&self, layer: &DiffId, error: &erofs::ReadError) -> Error {
+        Error::Damaged {
+            subject: self.layout.relative(&self.layout.erofs(layer)),
+            cause: error.to_string(),
+        }
+    }
+
+    /// Mounts the fixup of a stack, topmost layer first, where it needs one; its name below `mounts/`.
+    ///
+    /// It is named after the layers, so that images with the same stack share one. Its file is unlinked once it is
+    /// mounted: the kernel holds it as long as the mount lives, and a crash leaves none.
+    fn mount_fixup(&self, ids: &[&DiffId], stack: &[Lower<File>]) -> Result<Option<String>, Error> {
+        let mut hasher = blake3::Hasher::new();
+        for id in ids {
+            hasher.update(id.to_string().as_bytes()).update(b"\n");
+        }
+        let hash = hasher.finalize();
+        let name = format!("attributes-{}", hash.to_hex());
+        let at = self.layout.fixup(&name);
+        if is_mounted(&at)? {
+            return Ok(Some(name));
+        }
+        let subject = || ids.first().map(ToString::to_string).unwrap_or_default();
+        let planned = fixup::plan(stack).map_err(|error| Error::Damaged {
+            subject: format!("one of the layers below {}", subject()),
+            cause: error.to_string(),
+        })?;
+        let Some(tree) = planned else {
+            return Ok(None);
+        };
+        let staging = Staging::new(&self.layout.staging())?;
+        let image = staging.erofs();
+        let failed = |error: std::io::Error| Error::io("write", &image, error);
+        let mut out = BufWriter::new(staging.create_erofs()?);
+        let mut uuid = [0; 16];
+        uuid.iter_mut()
+            .zip(hash.as_bytes())
+            .for_each(|(to, from)| *to = *from);
+        erofs::write(&tree, &[], uuid, &mut out).map_err(|error| match error {
+            erofs::WriteError::Io(error) => failed(error),
+            other => failed(std::io::Error::other(other)),
+        })?;
+        out.into_inner()
+            .map_err(|error| failed(error.into_error()))?;
+        self.mount_erofs(&image, &[], &at)?;
+        Ok(Some(name))
+    }
+
     fn mount_layer(&self, layer: &DiffId) -> Result<(), Error> {
         let at = self.layout.mount(layer);
-        fs::create_dir_all(&at).map_err(|error| Error::io("create", &at, error))?;
-        let real = fs::canonicalize(&at).map_err(|error| Error::io("resolve", &at, error))?;
-        if mounted()?.contains(&real) {
+        if is_mounted(&at)? {
             return Ok(());
         }
         let path = self.layout.idx(layer);
@@ -163,10 +265,14 @@ impl Inner {
             .iter()
             .map(|segment| self.layout.pack(*segment))
             .collect();
-        let image = self.layout.erofs(layer);
+        self.mount_erofs(&self.layout.erofs(layer), &devices, &at)
+    }
+
+    fn mount_erofs(&self, image: &Path, devices: &[PathBuf], at: &Path) -> Result<(), Error> {
+        fs::create_dir_all(at).map_err(|error| Error::io("create", at, error))?;
         // Without `directio` the page cache would hold every byte twice; file systems that cannot do it go without.
-        erofs(&image, &devices, &at, true).or_else(|error| match error {
-            Errno::INVAL | Errno::OPNOTSUPP => erofs(&image, &devices, &at, false),
+        mount_image(image, devices, at, true).or_else(|error| match error {
+            Errno::INVAL | Errno::OPNOTSUPP => mount_image(image, devices, at, false),
             other => Err(other),
         })
         .map_err(|error| match error {
@@ -175,18 +281,22 @@ impl Inner {
                     "the kernel refuses file-backed EROFS ({error}); it needs Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE, and CAP_SYS_ADMIN"
                 ),
             },
-            other => Error::io("mount", &image, other.into()),
+            other => Error::io("mount", image, other.into()),
         })
     }
 
-    /// Unmounts layers that no mounted image uses. One that is busy is left to the next time.
-    pub(super) fn unmount_unused_layers(&self) {
-        let used: BTreeSet<DiffId> = {
+    /// Unmounts layers and fixups that no mounted image uses. One that is busy is left to the next time.
+    pub(super) fn unmount_unused(&self) {
+        let used: BTreeSet<String> = {
             let state = self.state();
             let mounts = state.records.mounts.values();
-            mounts.flat_map(|row| row.layers.clone()).collect()
+            mounts
+                .flat_map(|row| {
+                    let layers = row.layers.iter().map(|id| id.0.hex().to_owned());
+                    layers.chain(row.fixup.clone())
+                })
+                .collect()
         };
-        let used: BTreeSet<String> = used.iter().map(|id| id.0.hex().to_owned()).collect();
         let Ok(entries) = fs::read_dir(self.layout.mounts()) else {
             return;
         };
@@ -220,7 +330,7 @@ fn unmount_folder(at: &Path) {
     let _ = fs::remove_dir(at);
 }
 
-fn erofs(image: &Path, devices: &[PathBuf], at: &Path, directio: bool) -> Result<(), Errno> {
+fn mount_image(image: &Path, devices: &[PathBuf], at: &Path, directio: bool) -> Result<(), Errno> {
     let context = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC)?;
     fsconfig_set_string(&context, "source", image)?;
     for device in devices {
@@ -262,6 +372,14 @@ fn attach(
 ) -> Result<(), Errno> {
     let mount = fsmount(context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
     move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+fn is_mounted(at: &Path) -> Result<bool, Error> {
+    match fs::canonicalize(at) {
+        Ok(real) => Ok(mounted()?.contains(&real)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(Error::io("resolve", at, error)),
+    }
 }
 
 /// Every mount point of this mount namespace.

@@ -6,7 +6,6 @@
 
 mod writer;
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -55,6 +54,11 @@ impl Extent {
     pub(crate) fn offset(&self) -> u64 {
         u64::from(self.block) * BLOCK
     }
+
+    /// Where the next may begin, in bytes from the segment's start.
+    pub(super) fn end(&self) -> u64 {
+        self.offset().saturating_add(contents::occupied(self.len))
+    }
 }
 
 /// A segment that an ingest appends to.
@@ -90,7 +94,9 @@ impl Drop for Hold {
             .map(|(hash, (extent, _))| (hash, extent))
             .collect();
         self.store.release(&known);
+        let mut touched: Vec<_> = known.iter().map(|(_, place)| place.segment).collect();
         for segment in self.segments.drain(..) {
+            touched.push(segment.id);
             let path = self.store.layout.pack(segment.id);
             let outcome = if segment.committed == 0 {
                 files::remove(&path).map(|_| ())
@@ -112,7 +118,7 @@ impl Drop for Hold {
                 Err(error) => tracing::warn!(%error, "Kept the tail of a pack"),
             }
         }
-        self.store.measure();
+        self.store.measure_segments(touched);
     }
 }
 
@@ -460,55 +466,59 @@ impl Inner {
 
     /// Gives references back and frees the places that nobody uses any more. Returns the bytes freed.
     pub(super) fn release(&self, extents: &[(ContentHash, Extent)]) -> u64 {
-        let mut freed: Vec<Extent> = {
-            let mut state = self.state();
-            let freed = extents
-                .iter()
-                .filter(|(_, extent)| state.contents.release(*extent))
-                .map(|(_, extent)| *extent)
-                .collect();
-            state.contents.shrink();
-            freed
-        };
-        freed.sort_unstable();
+        let freed = self.state().let_go(extents);
+        self.punch_all(freed)
+    }
+
+    /// Gives places that nobody uses back to the file system, neighbours in one piece. Returns their bytes.
+    pub(super) fn punch_all(&self, mut places: Vec<Extent>) -> u64 {
+        places.sort_unstable();
         let mut bytes = 0;
-        let mut queue = VecDeque::from(freed);
-        while let Some(first) = queue.pop_front() {
-            let segment = first.segment;
-            let (start, mut end) = (
-                first.offset(),
-                first.offset() + contents::occupied(first.len),
-            );
-            while let Some(next) = queue.front()
-                && next.segment == segment
-                && next.offset() == end
-            {
-                end += contents::occupied(next.len);
-                queue.pop_front();
-            }
-            match self.punch(segment, start, end - start) {
-                Ok(()) => bytes += end - start,
+        for places in places.chunk_by(|a, b| a.segment == b.segment) {
+            let Some(segment) = places.first().map(|place| place.segment) else {
+                continue;
+            };
+            let punched = self.open_segment(segment).and_then(|file| {
+                for range in places.chunk_by(|a, b| a.end() == b.offset()) {
+                    if let (Some(first), Some(last)) = (range.first(), range.last()) {
+                        let len = last.end() - first.offset();
+                        self.punch(segment, &file, first.offset(), len)?;
+                        bytes += len;
+                    }
+                }
+                Ok(())
+            });
+            if let Err(error) = punched {
                 // Start-up finds and punches it again.
-                Err(error) => tracing::warn!(%error, "Kept unused space of a pack"),
+                tracing::warn!(%error, "Kept unused space of a pack");
             }
         }
         bytes
     }
 
-    /// Gives a range of a segment back to the file system.
-    pub(super) fn punch(&self, segment: u32, offset: u64, len: u64) -> Result<(), Error> {
+    /// A segment for punching.
+    pub(super) fn open_segment(&self, segment: u32) -> Result<File, Error> {
         let path = self.layout.pack(segment);
-        let file = File::options()
-            .write(true)
-            .open(&path)
-            .map_err(|error| Error::io("open", &path, error))?;
-        fallocate(
-            &file,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            offset,
-            len,
-        )
-        .map_err(|error| Error::io("punch a hole into", &path, error.into()))
+        let file = File::options().write(true).open(&path);
+        file.map_err(|error| Error::io("open", &path, error))
+    }
+
+    /// Gives a range of a segment back to the file system.
+    pub(super) fn punch(
+        &self,
+        segment: u32,
+        file: &File,
+        offset: u64,
+        len: u64,
+    ) -> Result<(), Error> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        fallocate(file, flags, offset, len).map_err(|error| {
+            Error::io(
+                "punch a hole into",
+                &self.layout.pack(segment),
+                error.into(),
+            )
+        })
     }
 }
 

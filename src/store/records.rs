@@ -36,6 +36,9 @@ pub(super) struct LayerRow {
     pub(super) content_bytes: u64,
     pub(super) added_bytes: u64,
     pub(super) entries: u64,
+    /// Directories of its tree that its tar does not name; absent where nobody counted.
+    #[serde(default)]
+    pub(super) implied: Option<u64>,
     pub(super) erofs_bytes: u64,
     /// blake3, hex.
     pub(super) erofs_hash: String,
@@ -52,6 +55,9 @@ pub(super) struct LayerRow {
 pub(super) struct MountRow {
     pub(super) image: ImageId,
     pub(super) layers: Vec<DiffId>,
+    /// The small image of attributes on top of them, below `mounts/`.
+    #[serde(default)]
+    pub(super) fixup: Option<String>,
 }
 
 /// One change of the records; several make a transaction.

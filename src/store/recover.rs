@@ -9,7 +9,7 @@ use super::db::{Db, OpenError};
 use super::layout::Layout;
 use super::pack::BLOCK;
 use super::records::{Change, LayerRow, Records};
-use super::{Error, Inner, contents, files, idx};
+use super::{Error, Inner, files, idx};
 
 /// Opens the database; one whose bytes make no sense is moved aside and a fresh one begun, since everything in the
 /// store can be pulled again. An I/O error is no such thing: it is reported.
@@ -55,7 +55,7 @@ impl Inner {
         self.trim_segments()?;
         self.count_contents()?;
         self.punch_unused()?;
-        self.unmount_unused_layers();
+        self.unmount_unused();
         self.measure();
         Ok(())
     }
@@ -217,13 +217,10 @@ impl Inner {
                 let mut state = self.state();
                 let mut outside = false;
                 for (hash, extent) in head.extents {
-                    let end = extent
-                        .offset()
-                        .saturating_add(contents::occupied(extent.len));
                     let inside = state
                         .idle_segments
                         .get(&extent.segment)
-                        .is_some_and(|len| end <= *len);
+                        .is_some_and(|len| extent.end() <= *len);
                     outside |= !inside;
                     if damaged || !inside {
                         state.contents.add_other(hash, extent);
@@ -254,6 +251,7 @@ impl Inner {
             if files::occupied(&path) <= live + slack {
                 continue;
             }
+            let file = self.open_segment(segment)?;
             let mut at = 0;
             let first = places.partition_point(|place| place.segment < segment);
             let mine = places
@@ -262,12 +260,12 @@ impl Inner {
                 .take_while(|place| place.segment == segment);
             for place in mine {
                 if place.offset() > at {
-                    self.punch(segment, at, place.offset() - at)?;
+                    self.punch(segment, &file, at, place.offset() - at)?;
                 }
-                at = place.offset() + contents::occupied(place.len);
+                at = place.end();
             }
             if at < len {
-                self.punch(segment, at, len - at)?;
+                self.punch(segment, &file, at, len - at)?;
             }
         }
         self.drop_empty_segments()

@@ -2,11 +2,12 @@
 //!
 //! First one durable transaction, then the freeing: a crash in between leaves files that no row names, for start-up.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use crate::image::{DiffId, Digest, ImageId};
 
+use super::pack::{ContentHash, Extent};
 use super::records::Change;
 use super::types::Removed;
 use super::{Error, Inner, State, Store, files, idx};
@@ -17,8 +18,8 @@ impl Store {
     pub fn remove_image(&self, id: &ImageId) -> Result<Option<Removed>, Error> {
         let began = Instant::now();
         let inner = &self.inner;
-        let _commits = inner.commits();
-        let (changes, removed, blobs) = {
+        let commits = inner.commits();
+        let (changes, removed, blobs, leased) = {
             let mut state = inner.state();
             let records = &state.records;
             let Some(row) = records.images.get(id) else {
@@ -61,8 +62,12 @@ impl Store {
                 layers,
                 freed_bytes: 0,
             };
+            let layers = row.record.layers.iter().map(|layer| layer.diff_id.clone());
+            let leased: BTreeSet<DiffId> = layers
+                .filter(|layer| state.leases.contains_key(layer))
+                .collect();
             state.doomed.extend(removed.layers.iter().cloned());
-            (changes, removed, blobs)
+            (changes, removed, blobs, leased)
         };
         inner.while_doomed(&removed.layers, || inner.apply(changes))?;
         let mut removed = removed;
@@ -70,7 +75,10 @@ impl Store {
             removed.freed_bytes += removed_or_kept(files::remove(&inner.layout.blob(blob)));
         }
         removed.freed_bytes += inner.free_layers(&removed.layers);
-        inner.measure();
+        inner.measure_again(blobs.iter().map(|blob| inner.layout.blob(blob)));
+        drop(commits);
+        // Whose lease ended before the image was gone saw that an image needed them.
+        inner.sweep(&leased)?;
         inner.metrics.took("remove_image", began.elapsed());
         Ok(Some(removed))
     }
@@ -89,10 +97,11 @@ impl Inner {
     /// The caller holds the commit lock. Returns the bytes freed.
     fn free_layers(&self, layers: &[DiffId]) -> u64 {
         let mut freed = 0;
+        let mut extents = Vec::new();
         for layer in layers {
             self.unmount_layer(layer);
             match idx::read_head(&self.layout.idx(layer)) {
-                Ok(head) => freed += self.release(&head.extents),
+                Ok(head) => extents.extend(head.extents),
                 // Its extents are found dead at the next start, when they are counted anew.
                 Err(error) => {
                     tracing::warn!(%layer, %error, "Kept the contents of a damaged layer");
@@ -100,40 +109,53 @@ impl Inner {
             }
             freed += removed_or_kept(files::remove(&self.layout.erofs(layer)));
             freed += removed_or_kept(files::remove(&self.layout.idx(layer)));
+            self.state().verified.remove(layer);
         }
-        removed_or_kept(self.drop_empty_segments().map(|()| 0));
+        // All layers at once: what lies side by side goes in one piece, and a segment that holds nothing any more is
+        // unlinked whole.
+        freed += self.release_or_unlink(&extents);
+        let segments: BTreeSet<u32> = extents.iter().map(|(_, place)| place.segment).collect();
+        let files = layers
+            .iter()
+            .flat_map(|id| [self.layout.erofs(id), self.layout.idx(id)]);
+        self.measure_again(files.chain(segments.into_iter().map(|id| self.layout.pack(id))));
         self.metrics.freed(freed, layers.len() as u64);
         freed
     }
 
+    fn release_or_unlink(&self, extents: &[(ContentHash, Extent)]) -> u64 {
+        let (mut freed, empty) = {
+            let mut state = self.state();
+            (state.let_go(extents), state.take_empty_segments())
+        };
+        let unlinked = match self.drop_segments(&empty) {
+            Ok(bytes) => {
+                freed.retain(|extent| !empty.contains_key(&extent.segment));
+                bytes
+            }
+            Err(error) => {
+                tracing::warn!(%error, "Kept segments that hold nothing");
+                0
+            }
+        };
+        unlinked + self.punch_all(freed)
+    }
+
     /// Unlinks segments that hold nothing and that no ingest has.
     pub(super) fn drop_empty_segments(&self) -> Result<(), Error> {
-        let empty: Vec<(u32, u64)> = {
-            let mut state = self.state();
-            let empty: Vec<(u32, u64)> = state
-                .idle_segments
-                .iter()
-                .map(|(id, len)| (*id, *len))
-                .filter(|(segment, _)| state.contents.live(*segment) == 0)
-                .collect();
-            // Nobody can check them out from here on.
-            for (segment, _) in &empty {
-                state.idle_segments.remove(segment);
-            }
-            empty
-        };
-        if empty.is_empty() {
-            return Ok(());
-        }
-        let gone = empty.iter().map(|(id, _)| Change::DeleteSegment(*id));
+        let empty = self.state().take_empty_segments();
+        self.drop_segments(&empty).map(drop)
+    }
+
+    /// Unlinks segments that nobody can get any more. Returns the bytes freed.
+    fn drop_segments(&self, segments: &BTreeMap<u32, u64>) -> Result<u64, Error> {
+        let gone = segments.keys().map(|id| Change::DeleteSegment(*id));
         if let Err(error) = self.apply(gone.collect()) {
-            self.state().idle_segments.extend(empty);
+            self.state().idle_segments.extend(segments);
             return Err(error);
         }
-        for (segment, _) in empty {
-            files::remove(&self.layout.pack(segment))?;
-        }
-        Ok(())
+        let remove = |id: &u32| removed_or_kept(files::remove(&self.layout.pack(*id)));
+        Ok(segments.keys().map(remove).sum())
     }
 
     /// Removes those of `layers` that no image, mount or lease needs.
@@ -159,13 +181,32 @@ impl Inner {
         }
         self.while_doomed(&unused, || self.apply(changes))?;
         self.free_layers(&unused);
-        self.measure();
         self.metrics.took("sweep", began.elapsed());
         Ok(())
     }
 }
 
 impl State {
+    /// Gives references back; the places that nobody uses any more.
+    pub(super) fn let_go(&mut self, extents: &[(ContentHash, Extent)]) -> Vec<Extent> {
+        let freed = extents
+            .iter()
+            .filter(|(_, extent)| self.contents.release(*extent))
+            .map(|(_, extent)| *extent)
+            .collect();
+        self.contents.shrink();
+        freed
+    }
+
+    /// Segments that hold nothing and that no ingest has, with their lengths: no ingest gets them from here on.
+    fn take_empty_segments(&mut self) -> BTreeMap<u32, u64> {
+        let (empty, held) = std::mem::take(&mut self.idle_segments)
+            .into_iter()
+            .partition(|(segment, _)| self.contents.live(*segment) == 0);
+        self.idle_segments = held;
+        empty
+    }
+
     /// Those of `layers` that no image, mount or lease needs.
     fn unused(&self, layers: &BTreeSet<DiffId>) -> Vec<DiffId> {
         let mut unused: Vec<DiffId> = layers

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use serde::Deserialize;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -83,6 +84,16 @@ impl LogConfig {
                 cause: "it is empty".to_owned(),
             });
         }
+        // A misspelt level would be taken for the name of a module, and nothing would be logged.
+        let word = |part: &str| part.chars().all(|c| c.is_ascii_alphanumeric());
+        for part in self.level.split(',').map(str::trim) {
+            if word(part) && part.parse::<LevelFilter>().is_err() {
+                return Err(LogError::Level {
+                    level: level(),
+                    cause: format!("{part:?} is no level"),
+                });
+            }
+        }
         EnvFilter::builder()
             .parse(&self.level)
             .map_err(|error| LogError::Level {
@@ -127,6 +138,11 @@ mod tests {
             ("info", true),
             ("warn,larder::store=debug", true),
             ("off", true),
+            ("WARN", true),
+            ("larder::store", true),
+            ("inof", false),
+            ("warn,debgu", false),
+            ("larder=warn,", true),
             ("", false),
             ("larder=loud", false),
             ("=", false),

@@ -5,8 +5,10 @@
 mod log;
 mod metrics;
 mod process;
+mod seldom;
 mod trace;
 
 pub use log::{LogConfig, LogError, LogFormat, init};
 pub use metrics::{CONTENT_TYPE, encode, registry};
+pub use seldom::Seldom;
 pub use trace::{TraceContext, TraceContextError};

@@ -214,9 +214,44 @@ fn a_silent_socket_says_what_to_do() {
 }
 
 #[test]
+fn only_a_pull_makes_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (absent, empty) = (dir.path().join("absent"), dir.path().join("empty"));
+    std::fs::create_dir(&empty).unwrap();
+    let target = dir.path().join("target");
+    let target = target.to_str().unwrap();
+    for args in [
+        &["images"][..],
+        &["images", "-q"],
+        &["inspect", "busybox"],
+        &["rmi", "busybox"],
+        &["rmi", "--force", "busybox"],
+        &["df"],
+        &["fsck", "--repair"],
+        &["unpack", "busybox", target],
+        &["mount", "busybox", target],
+        &["umount", target],
+    ] {
+        let ran = on(&absent, args);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{args:?}: {ran:?}");
+        assert!(ran.err.contains("there is no such directory"), "{ran:?}");
+        let ran = on(&empty, args);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{args:?}: {ran:?}");
+        assert!(ran.err.contains("there is no store"), "{ran:?}");
+    }
+    assert!(!absent.exists());
+    assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+    // Whatever becomes of the pull.
+    let ran = on(&absent, &["pull", "127.0.0.1:1/app"]);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert_eq!(on(&absent, &["images", "-q"]).code, 0);
+}
+
+#[test]
 fn an_empty_store() {
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path().join("root");
+    assert_eq!(on(&root, &["pull", "127.0.0.1:1/app"]).code, 1);
     assert_eq!(
         on(&root, &["images", "-o", "json"]).json(),
         Value::Array(Vec::new())

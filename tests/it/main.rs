@@ -1,7 +1,9 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod agent;
+mod bad_input;
 mod cli;
+mod cluster;
 mod crash;
 mod demo;
 mod doors;
@@ -10,8 +12,10 @@ mod ingest;
 mod licences;
 mod operation;
 mod pull;
+mod reach;
 mod real;
 mod registry;
+mod secrets;
 mod support;
 mod tidy;
 mod wire;

@@ -2,46 +2,51 @@
 
 use std::path::PathBuf;
 
-/// Serves this node's images on a socket until it is told to stop. A flag wins over its environment variable, which
-/// wins over the configuration file.
+/// Serves this node's images on a socket until it is told to stop. A flag wins over the environment, which wins over
+/// the configuration file.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub struct AgentArgs {
     /// Configuration file (TOML)
-    #[arg(long, env = "LARDER_CONFIG", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Data directory [default: /var/lib/larder]
-    #[arg(long, env = "LARDER_ROOT", value_name = "DIR")]
+    #[arg(long, value_name = "DIR")]
     pub root: Option<PathBuf>,
     /// Unix socket to serve [default: /run/larder/larder.sock]
-    #[arg(long, env = "LARDER_SOCKET", value_name = "PATH")]
+    #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
     /// Folder with HOST/hosts.toml, may be repeated [default: /etc/larder/hosts.d, else /etc/containerd/certs.d]
-    #[arg(
-        long,
-        env = "LARDER_HOSTS_DIR",
-        value_name = "DIR",
-        value_delimiter = ':'
-    )]
+    #[arg(long, value_name = "DIR", value_delimiter = ':')]
     pub hosts_dir: Vec<PathBuf>,
     /// Address of /metrics, /livez and /readyz; empty for none [default: 127.0.0.1:9640]
-    #[arg(long, env = "LARDER_HTTP", value_name = "ADDR")]
+    #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// What holds images on this node: larder, or runtime for the image service of the container runtime, into which
+    /// declared images are pulled then; no image service is served [default: larder]
+    #[arg(long, value_name = "HOLDER")]
+    pub images: Option<String>,
+    /// Unix socket of the container runtime, for --images runtime [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub runtime_endpoint: Option<PathBuf>,
     /// Docker config.json with credentials for pulls that bring none
-    #[arg(long, env = "LARDER_AUTHFILE", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
     /// Platform of pulls that name none, os/arch[/variant] [default: this machine's]
-    #[arg(long, env = "LARDER_PLATFORM", value_name = "PLATFORM")]
+    #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
     /// Layers ingested at once [default: 4]
-    #[arg(long, env = "LARDER_MAX_LAYERS", value_name = "N")]
+    #[arg(long, value_name = "N")]
     pub max_layers: Option<usize>,
     /// Longest time that stopping may take [default: 20s]
-    #[arg(long, env = "LARDER_DRAIN_TIMEOUT", value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION")]
     pub drain_timeout: Option<String>,
     /// auto, json or human [default: auto: human on a terminal]
-    #[arg(long, env = "LARDER_LOG_FORMAT", value_name = "FORMAT")]
+    #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<String>,
     /// Log level or filter, such as warn,larder::store=debug [default: info]
-    #[arg(long, env = "LARDER_LOG_LEVEL", value_name = "FILTER")]
+    #[arg(long, value_name = "FILTER")]
     pub log_level: Option<String>,
+    /// Print the configuration that all this makes, each value with where it is from, and start nothing
+    #[arg(long)]
+    pub check: bool,
 }

@@ -1,23 +1,26 @@
-//! The configuration file: TOML. Unknown keys are errors; errors name file, line and key.
+//! The configuration file: TOML. Unknown keys are errors; errors name file, line and key. The environment has the same
+//! keys, and its own file.
 
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use super::ConfigError;
 
 /// Larger than any sensible file.
 const MAX_BYTES: u64 = 1 << 20;
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct File {
     pub(super) root: Option<PathBuf>,
     pub(super) socket: Option<PathBuf>,
     pub(super) hosts_dirs: Option<Vec<PathBuf>>,
     pub(super) http: Option<String>,
+    pub(super) images: Option<String>,
+    pub(super) runtime_endpoint: Option<PathBuf>,
     pub(super) authfile: Option<PathBuf>,
     pub(super) platform: Option<String>,
     pub(super) pinned: Option<Vec<String>>,
@@ -29,21 +32,21 @@ pub(super) struct File {
     pub(super) limits: FileLimits,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Log {
     pub(super) format: Option<String>,
     pub(super) level: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Pull {
     pub(super) max_layers: Option<usize>,
     pub(super) orphan_grace: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Registry {
     pub(super) max_per_host: Option<usize>,
@@ -52,7 +55,7 @@ pub(super) struct Registry {
     pub(super) max_retry_after: Option<String>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct FileLimits {
     pub(super) max_entries: Option<u64>,
@@ -103,15 +106,11 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<File, ConfigError> {
     })
 }
 
-/// An error whose place is a key of the file gets file and line; one of a flag stays as it is.
-pub(super) fn located(path: &Path, text: &str, error: ConfigError) -> ConfigError {
-    match keys(text).find(|(_, key)| *key == error.place) {
-        Some((line, key)) => ConfigError::new(
-            format!("{}: line {line}", path.display()),
-            format!("{key}: {}", error.cause),
-        ),
-        None => error,
-    }
+/// The line that sets a key, if one does.
+pub(super) fn line_of(text: &str, key: &str) -> Option<usize> {
+    keys(text)
+        .find(|(_, known)| known == key)
+        .map(|(line, _)| line)
 }
 
 /// Lines (from 1) with the full name of the key that each sets. Good enough for messages: a line within a multi-line

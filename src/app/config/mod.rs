@@ -2,20 +2,27 @@
 //! starts, with errors that name the place at fault.
 
 mod args;
+mod environment;
 mod file;
+mod show;
 mod units;
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 pub use args::AgentArgs;
+pub use show::Setting;
 
 use super::open::{CacheOptions, hosts_dirs};
 use crate::cache::Background;
 use crate::image::Platform;
 use crate::store::Limits;
 use crate::telemetry::{LogConfig, LogFormat};
+use environment::Environment;
 use file::{File, FileLimits};
 
 /// Default of `root`.
@@ -24,6 +31,22 @@ pub const ROOT: &str = "/var/lib/larder";
 pub const SOCKET: &str = "/run/larder/larder.sock";
 /// Default of `http`.
 pub const HTTP: &str = "127.0.0.1:9640";
+
+/// Default of `runtime_endpoint`.
+pub const RUNTIME_ENDPOINT: &str = "/run/containerd/containerd.sock";
+
+/// What holds images on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Holder {
+    /// larder's own cache.
+    #[default]
+    Larder,
+    /// The container runtime's image service.
+    Runtime {
+        /// Its unix socket.
+        endpoint: PathBuf,
+    },
+}
 
 /// Everything an agent is told.
 #[derive(Clone, Debug)]
@@ -34,6 +57,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Address of metrics and probes; `None` for none.
     pub http: Option<SocketAddr>,
+    /// What holds images.
+    pub images: Holder,
     /// How long stopping may take.
     pub drain_timeout: Duration,
     /// Between two steps of re-hashing the store in the background; `None` for never.
@@ -42,6 +67,8 @@ pub struct Config {
     pub log: LogConfig,
     /// Of the cache and the rooms below it.
     pub cache: CacheOptions,
+    /// Variables of the environment that begin as ours and mean nothing: misspelt, perhaps.
+    pub unknown_variables: Vec<String>,
 }
 
 /// A value that cannot be used, and where it came from.
@@ -62,24 +89,20 @@ impl ConfigError {
 }
 
 impl Config {
-    /// Reads the file that the arguments name, if they name one, and puts the arguments over it.
+    /// Reads the environment and the file that it or the arguments name, and puts the arguments over both.
     pub fn load(args: &AgentArgs) -> Result<Self, ConfigError> {
-        match &args.config {
-            None => Self::resolve(args, &File::default()),
-            Some(path) => {
-                let text = file::read(path)?;
-                Self::from_text(args, path, &text)
-            }
-        }
+        Layers::read(args, std::env::vars_os())?.resolve(args)
     }
 
-    /// As [`Config::load`], with the file's text given.
-    fn from_text(args: &AgentArgs, path: &Path, text: &str) -> Result<Self, ConfigError> {
-        let file = file::parse(path, text)?;
-        Self::resolve(args, &file).map_err(|error| file::located(path, text, error))
+    /// As [`Config::load`]; every value with where it is from.
+    pub fn settings(args: &AgentArgs) -> Result<Vec<Setting>, ConfigError> {
+        let layers = Layers::read(args, std::env::vars_os())?;
+        let config = layers.resolve(args)?;
+        Ok(show::settings(&config, args, &layers))
     }
 
-    /// Values of the file keep their key as the place; [`file::located`] makes file and line of it.
+    /// Values of file and environment keep their key as the place; [`Layers::located`] makes file and line of it, or the
+    /// name of a variable.
     fn resolve(args: &AgentArgs, file: &File) -> Result<Self, ConfigError> {
         let defaults = CacheOptions::default();
         let Limits {
@@ -91,37 +114,22 @@ impl Config {
         } = Limits::default();
         let (log, pull, registry, limits) = (&file.log, &file.pull, &file.registry, &file.limits);
 
-        let http = pick(&args.http, "--http or LARDER_HTTP", &file.http, "http");
-        let platform = pick(
-            &args.platform,
-            "--platform or LARDER_PLATFORM",
-            &file.platform,
-            "platform",
-        );
+        let http = pick(&args.http, "--http", &file.http, "http");
+        let platform = pick(&args.platform, "--platform", &file.platform, "platform");
         let drain = pick(
             &args.drain_timeout,
-            "--drain-timeout or LARDER_DRAIN_TIMEOUT",
+            "--drain-timeout",
             &file.drain_timeout,
             "drain_timeout",
         );
         let max_layers = pick(
             &args.max_layers,
-            "--max-layers or LARDER_MAX_LAYERS",
+            "--max-layers",
             &pull.max_layers,
             "pull.max_layers",
         );
-        let level = pick(
-            &args.log_level,
-            "--log-level or LARDER_LOG_LEVEL",
-            &log.level,
-            "log.level",
-        );
-        let format = pick(
-            &args.log_format,
-            "--log-format or LARDER_LOG_FORMAT",
-            &log.format,
-            "log.format",
-        );
+        let level = pick(&args.log_level, "--log-level", &log.level, "log.level");
+        let format = pick(&args.log_format, "--log-format", &log.format, "log.format");
 
         let log = LogConfig {
             format: parsed(format, str::parse::<LogFormat>)?.unwrap_or_default(),
@@ -129,14 +137,7 @@ impl Config {
         };
         log.validate().map_err(|error| {
             let flag = args.log_level.is_some();
-            ConfigError::new(
-                if flag {
-                    "--log-level or LARDER_LOG_LEVEL"
-                } else {
-                    "log.level"
-                },
-                error,
-            )
+            ConfigError::new(if flag { "--log-level" } else { "log.level" }, error)
         })?;
 
         let hosts_dirs = match (&args.hosts_dir[..], &file.hosts_dirs) {
@@ -204,20 +205,13 @@ impl Config {
         };
 
         Ok(Config {
-            root: path(
-                pick(&args.root, "--root or LARDER_ROOT", &file.root, "root"),
-                ROOT,
-            )?,
+            root: path(pick(&args.root, "--root", &file.root, "root"), ROOT)?,
             socket: path(
-                pick(
-                    &args.socket,
-                    "--socket or LARDER_SOCKET",
-                    &file.socket,
-                    "socket",
-                ),
+                pick(&args.socket, "--socket", &file.socket, "socket"),
                 SOCKET,
             )?,
             http: address(http)?,
+            images: holder(args, file)?,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
             scrub_interval: Some(
                 duration(
@@ -230,8 +224,75 @@ impl Config {
             .filter(|pause| !pause.is_zero()),
             log,
             cache,
+            unknown_variables: Vec::new(),
         })
     }
+}
+
+/// What file and environment say.
+#[derive(Debug, Default)]
+struct Layers {
+    environment: Environment,
+    path: PathBuf,
+    text: String,
+}
+
+impl Layers {
+    fn read(
+        args: &AgentArgs,
+        variables: impl IntoIterator<Item = (OsString, OsString)>,
+    ) -> Result<Self, ConfigError> {
+        let environment = Environment::read(variables)?;
+        let path = args.config.clone();
+        let path = path.or_else(|| environment.config.as_ref().map(PathBuf::from));
+        let text = path.as_deref().map(file::read).transpose()?;
+        Ok(Layers {
+            environment,
+            path: path.unwrap_or_default(),
+            text: text.unwrap_or_default(),
+        })
+    }
+
+    fn resolve(&self, args: &AgentArgs) -> Result<Config, ConfigError> {
+        let place = || self.path.display().to_string();
+        // Errors of the file's own have their line here.
+        file::parse(&self.path, &self.text)?;
+        let mut table: toml::Table = self
+            .text
+            .parse()
+            .map_err(|error| ConfigError::new(place(), error))?;
+        environment::overlay(&mut table, self.environment.table.clone());
+        let file = File::deserialize(toml::Value::Table(table))
+            .map_err(|error| ConfigError::new(place(), error))?;
+        let mut config = Config::resolve(args, &file).map_err(|error| self.located(error))?;
+        config.unknown_variables = self.environment.unknown.clone();
+        Ok(config)
+    }
+
+    /// An error whose place is a key gets the variable, or file and line; one of a flag stays as it is.
+    fn located(&self, error: ConfigError) -> ConfigError {
+        match self.origin(&error.place) {
+            Some(Origin::Variable(name)) => ConfigError::new(name, error.cause),
+            Some(Origin::Line(line)) => ConfigError::new(
+                format!("{}: line {line}", self.path.display()),
+                format!("{}: {}", error.place, error.cause),
+            ),
+            None => error,
+        }
+    }
+
+    fn origin(&self, key: &str) -> Option<Origin> {
+        match self.environment.origin(key) {
+            Some(name) => Some(Origin::Variable(name.to_owned())),
+            None => file::line_of(&self.text, key).map(Origin::Line),
+        }
+    }
+}
+
+/// Where a key is set below the flags.
+enum Origin {
+    Variable(String),
+    Line(usize),
 }
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -310,6 +371,33 @@ fn path(value: Placed<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
     }
 }
 
+fn holder(args: &AgentArgs, file: &File) -> Result<Holder, ConfigError> {
+    let images = pick(&args.images, "--images", &file.images, "images");
+    let endpoint = pick(
+        &args.runtime_endpoint,
+        "--runtime-endpoint",
+        &file.runtime_endpoint,
+        "runtime_endpoint",
+    );
+    match images.as_ref().map(|(text, place)| (text.as_str(), *place)) {
+        None | Some(("larder", _)) => Ok(Holder::Larder),
+        Some(("runtime", _)) => {
+            // As kubelet and crictl write it, or the path alone.
+            let bare = endpoint.map(|(path, place)| {
+                let text = path.to_string_lossy().into_owned();
+                let bare = text.strip_prefix("unix://").map(PathBuf::from);
+                (bare.unwrap_or(path), place)
+            });
+            let endpoint = path(bare, RUNTIME_ENDPOINT)?;
+            Ok(Holder::Runtime { endpoint })
+        }
+        Some((text, place)) => Err(ConfigError::new(
+            place,
+            format!("{text:?} holds no images: write larder or runtime"),
+        )),
+    }
+}
+
 /// What prepulls may take.
 fn background(limits: &FileLimits) -> Result<Background, ConfigError> {
     let defaults = Background::default();
@@ -319,6 +407,8 @@ fn background(limits: &FileLimits) -> Result<Background, ConfigError> {
         "limits.background_layers_per_registry",
     );
     let rate = of_file(&limits.bytes_per_second, "limits.bytes_per_second");
+    // Zero is no limit.
+    let rate = rate.filter(|(rate, _)| *rate > 0);
     Ok(Background {
         layers: ranged(layers, 1, 64)?.unwrap_or(defaults.layers),
         per_registry: ranged(per_registry, 1, 64)?.unwrap_or(defaults.per_registry),

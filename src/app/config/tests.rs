@@ -1,9 +1,23 @@
 //! What a configuration becomes, and what its errors say.
 
+use std::path::Path;
+
 use super::*;
 
+fn layers(text: &str, variables: &[(&str, &str)]) -> Layers {
+    let variables = variables
+        .iter()
+        .map(|(name, value)| (name.into(), value.into()));
+    Layers {
+        environment: Environment::read(variables).unwrap(),
+        path: "larder.toml".into(),
+        text: text.to_owned(),
+    }
+}
+
 fn load(args: &AgentArgs, text: &str) -> Result<Config, String> {
-    Config::from_text(args, Path::new("larder.toml"), text).map_err(|error| error.to_string())
+    let config = layers(text, &[]).resolve(args);
+    config.map_err(|error| error.to_string())
 }
 
 fn error(text: &str) -> String {
@@ -50,6 +64,69 @@ fn flags_win_over_the_file() {
     );
     assert_eq!(config.cache.max_layers, 3);
     assert_eq!(config.cache.hosts_dirs, [PathBuf::from("/flag")]);
+}
+
+#[test]
+fn the_environment_is_between_file_and_flags() {
+    let text = "root = \"/file\"\n[registry]\nattempts = 2\nmax_per_host = 3\n";
+    let variables = [
+        ("LARDER_ROOT", "/variable"),
+        ("LARDER_REGISTRY_ATTEMPTS", "4"),
+        ("LARDER_REGISTRY_ATTEMPT", "5"),
+    ];
+    let layers = layers(text, &variables);
+    let config = layers.resolve(&AgentArgs::default()).unwrap();
+    assert_eq!(config.root, Path::new("/variable"));
+    assert_eq!(config.cache.attempts, 4);
+    assert_eq!(config.cache.max_per_host, 3);
+    assert_eq!(config.unknown_variables, ["LARDER_REGISTRY_ATTEMPT"]);
+    let args = AgentArgs {
+        root: Some("/flag".into()),
+        ..AgentArgs::default()
+    };
+    let config = layers.resolve(&args).unwrap();
+    assert_eq!(config.root, Path::new("/flag"));
+
+    let shown = show::settings(&config, &args, &layers);
+    let origin = |key| {
+        let setting = shown.iter().find(|setting| setting.key == key).unwrap();
+        (setting.value.to_string(), setting.origin.clone())
+    };
+    let pair = |value: &str, origin: &str| (value.to_owned(), origin.to_owned());
+    assert_eq!(origin("root"), pair("\"/flag\"", "--root"));
+    assert_eq!(
+        origin("registry.attempts"),
+        pair("4", "LARDER_REGISTRY_ATTEMPTS")
+    );
+    assert_eq!(
+        origin("registry.max_per_host"),
+        pair("3", "larder.toml: line 4")
+    );
+    assert_eq!(origin("drain_timeout"), pair("\"20s\"", "default"));
+}
+
+#[test]
+fn errors_of_variables_name_the_variable() {
+    for (name, value, holds) in [
+        (
+            "LARDER_REGISTRY_ATTEMPTS",
+            "99",
+            "99 is not between 1 and 20",
+        ),
+        ("LARDER_HTTP", "here", "write IP:PORT"),
+        ("LARDER_LOG_LEVEL", "inof", "is no level"),
+        ("LARDER_MAX_LAYERS", "0", "0 is not between 1 and 64"),
+        ("LARDER_ROOT", "", "the path is empty"),
+    ] {
+        // What the file says of the same key is not the reason.
+        let layers = layers("root = \"/file\"\n", &[(name, value)]);
+        let error = layers
+            .resolve(&AgentArgs::default())
+            .unwrap_err()
+            .to_string();
+        assert!(error.starts_with(&format!("{name}: ")), "{error}");
+        assert!(error.contains(holds), "{error}");
+    }
 }
 
 #[test]
@@ -138,16 +215,12 @@ fn errors_of_flags_name_the_flag() {
         ..AgentArgs::default()
     };
     let error = load(&args, "http = \"127.0.0.1:1\"\n").unwrap_err();
-    assert!(error.starts_with("--http or LARDER_HTTP: "), "{error}");
+    assert!(error.starts_with("--http: "), "{error}");
     let args = AgentArgs {
         log_level: Some("=".to_owned()),
         ..AgentArgs::default()
     };
-    assert!(
-        load(&args, "")
-            .unwrap_err()
-            .starts_with("--log-level or LARDER_LOG_LEVEL: ")
-    );
+    assert!(load(&args, "").unwrap_err().starts_with("--log-level: "));
     let args = AgentArgs {
         config: Some("/nonexistent/larder.toml".into()),
         ..AgentArgs::default()
@@ -189,6 +262,8 @@ fn the_example_names_every_key_with_its_default() {
         "socket",
         "hosts_dirs",
         "http",
+        "images",
+        "runtime_endpoint",
         "authfile",
         "platform",
         "pinned",
@@ -219,4 +294,22 @@ fn the_example_names_every_key_with_its_default() {
             "{key} is not in the example"
         );
     }
+}
+
+#[test]
+fn a_runtime_that_holds_images_has_an_endpoint() {
+    let with = |text: &str| load(&AgentArgs::default(), text).map(|config| config.images);
+    assert_eq!(with("").unwrap(), Holder::Larder);
+    for (text, endpoint) in [
+        ("images = \"runtime\"", RUNTIME_ENDPOINT),
+        (
+            "images = \"runtime\"\nruntime_endpoint = \"unix:///run/crio/crio.sock\"",
+            "/run/crio/crio.sock",
+        ),
+    ] {
+        let endpoint = endpoint.into();
+        assert_eq!(with(text).unwrap(), Holder::Runtime { endpoint }, "{text}");
+    }
+    let error = with("images = \"docker\"").unwrap_err().to_string();
+    assert!(error.contains("larder or runtime"), "{error}");
 }

@@ -22,6 +22,14 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
         .ok_or_else(wrong)
 }
 
+/// As [`duration`] reads it.
+pub(super) fn text(duration: Duration) -> String {
+    match duration.as_millis() {
+        whole if whole % 1000 == 0 => format!("{}s", whole / 1000),
+        broken => format!("{broken}ms"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,6 +48,9 @@ mod tests {
                 Duration::from_millis(milliseconds),
                 "{text}"
             );
+        }
+        for text in ["20s", "1500ms", "0s"] {
+            assert_eq!(super::text(duration(text).unwrap()), text);
         }
         for text in [
             "",

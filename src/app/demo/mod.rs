@@ -2,6 +2,7 @@
 //!
 //! The terminal plays on it with the client that every verb has, so what it shows is what the product does.
 
+mod folder;
 mod images;
 mod registry;
 
@@ -18,35 +19,12 @@ use super::config::Config;
 use crate::lifecycle::Shutdown;
 use crate::telemetry::LogConfig;
 
+pub use folder::Folder;
 pub use images::{Built, Images};
 pub use registry::{Counts, DemoRegistry};
 
 /// What the agent may take to stop.
 const DRAIN: Duration = Duration::from_secs(5);
-
-/// A temporary folder, removed with all that is in it.
-#[derive(Debug)]
-pub struct Folder(PathBuf);
-
-impl Folder {
-    /// Makes a folder of this process below `parent`.
-    pub fn new(parent: &Path) -> anyhow::Result<Self> {
-        let path = parent.join(format!("larder-demo-{}", std::process::id()));
-        std::fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
-        Ok(Folder(path))
-    }
-
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// A running agent of the demo.
 #[derive(Debug)]
@@ -73,6 +51,7 @@ impl DemoAgent {
             scrub_interval: None,
             log: LogConfig::default(),
             cache,
+            unknown_variables: Vec::new(),
         };
         let shutdown = Shutdown::new();
         let agent = Agent::build(config).await?;

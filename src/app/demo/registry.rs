@@ -59,7 +59,7 @@ impl DemoRegistry {
             .with_state(served.clone());
         let task = tokio::spawn(async move {
             if let Err(error) = axum::serve(listener, app).await {
-                tracing::warn!(%error, "The demo's registry ended");
+                tracing::warn!(err = %error, "The demo's registry ended");
             }
         });
         Ok(DemoRegistry {

@@ -85,7 +85,9 @@ impl Documents<'_> {
                 Document::Index(index) => index,
             };
             if blobs.len() > MAX_DEPTH {
-                return Err(self.image(format!("indexes are nested deeper than {MAX_DEPTH}")));
+                return Err(self.image(format!(
+                    "indexes are nested deeper than {MAX_DEPTH}; push the image with a flat index"
+                )));
             }
             match index.candidates(platform) {
                 Ok(mut candidates) => {
@@ -190,8 +192,8 @@ pub(in crate::cache) async fn stored(
         Err(store::Error::Damaged { subject, cause }) => {
             tracing::warn!(
                 subject,
-                cause,
-                "a stored document is damaged, it is fetched again"
+                err = cause,
+                "A stored document is damaged, it is fetched again"
             );
             Ok(None)
         }

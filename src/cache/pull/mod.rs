@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use tokio::sync::{SemaphorePermit, watch};
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::image::Platform;
 
 use super::gate::PullPass;
 use super::leases::HeldLease;
-use super::{Error, Inner, Phase, PullProgress, PullRequest, Pulled, Visibility};
+use super::{Error, ErrorKind, Inner, Phase, PullProgress, PullRequest, Pulled, Visibility};
 
 pub(super) use documents::stored;
 pub(super) use download::Downloads;
@@ -179,6 +180,8 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
         // Nobody left to tell is fine.
         let _ = to_outcome.send(Some(outcome.map_err(Arc::new)));
     };
+    // What it logs belongs to the trace of whoever began it.
+    let task = task.in_current_span();
     drop(inner.tracker.spawn_on(task, &inner.handle));
     Pull { flight }
 }
@@ -256,19 +259,18 @@ async fn fly(
                 image = %pulled.image.id,
                 fetched_bytes = pulled.fetched_bytes,
                 up_to_date = pulled.up_to_date,
-                seconds = took.as_secs_f64(),
-                "pulled"
+                duration_seconds = took.as_secs_f64(),
+                "Image pulled"
             );
         }
         Err(error) => {
             board.phase(Phase::Failed);
-            tracing::warn!(
-                reference,
-                %error,
-                kind = error.kind().as_str(),
-                seconds = took.as_secs_f64(),
-                "pull failed"
-            );
+            let (duration_seconds, reason) = (took.as_secs_f64(), error.kind().as_str());
+            if error.kind() == ErrorKind::Cancelled {
+                tracing::info!(reference, duration_seconds, "Pull cancelled");
+            } else {
+                tracing::warn!(reference, err = %error, reason, duration_seconds, "Pull failed");
+            }
         }
     }
     outcome

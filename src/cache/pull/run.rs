@@ -58,7 +58,7 @@ impl Run<'_> {
             && *wanted != resolved.digest
         {
             return Err(self.image(format!(
-                "the registry answered with {} instead",
+                "the registry answered with {} instead; check the registry or mirror",
                 resolved.digest
             )));
         }
@@ -151,8 +151,8 @@ impl Run<'_> {
     async fn own_credentials(&self) -> Result<Credentials, Error> {
         match (&self.request.credentials, &self.inner.config.authfile) {
             (Credentials::Anonymous, Some(file)) => {
-                let domain = self.request.reference.domain();
-                let found = registry::docker_credentials(file, domain).await;
+                let repository = self.request.reference.repository();
+                let found = registry::docker_credentials(file, &repository).await;
                 Ok(found
                     .map_err(|source| self.registry(source))?
                     .unwrap_or_default())
@@ -188,6 +188,19 @@ impl Run<'_> {
     ) -> Result<Option<Arc<Image>>, Error> {
         let inner = self.inner;
         let id = ImageId(selected.manifest.config.digest.clone());
+        // Before the store's word counts: what turns out to be damaged is fetched again.
+        let blobs: Vec<Digest> = selected
+            .manifest
+            .layers
+            .iter()
+            .map(|layer| layer.digest.clone())
+            .collect();
+        let (store, image) = (inner.store.clone(), id.clone());
+        inner
+            .threads
+            .block(&self.reference, move || store.verify_layers(&image, &blobs))
+            .await?
+            .map_err(|error| Error::store(self.reference.clone(), error))?;
         let Some(image) = inner.store.image(&id) else {
             return Ok(None);
         };
@@ -494,7 +507,7 @@ impl Run<'_> {
     fn fault(&self, fault: Fault) -> Error {
         match fault {
             Fault::Count { manifest, config } => self.image(format!(
-                "the manifest has {manifest} layers, the config {config} diff_ids; it is no container image, or a broken one"
+                "the manifest has {manifest} layers, the config {config} diff_ids; it is no container image, or a broken one: push it again"
             )),
             Fault::Mismatch { blob, expected, found } => {
                 Error::DiffIdMismatch { reference: self.reference.clone(), blob, expected, found }

@@ -3,15 +3,18 @@
 //!
 //! Values only: no client, no clock, no io. The Rust types are the source of the CRDs (`larder crds`).
 
+mod crds;
 mod duration;
 mod names;
 mod node_image_cache;
 mod percent;
 mod prepull;
 mod prune;
+mod schema;
 mod selector;
 mod slot;
 
+pub use crds::crds;
 pub use duration::{DurationError, parse_duration};
 pub use names::{
     AGENT_MANAGER, CATEGORY, CONTROLLER_MANAGER, CONTROLLER_NAME, DEFAULT_NAMESPACE, GROUP,
@@ -29,8 +32,8 @@ pub use prepull::{
     Visibility, Window, Workload,
 };
 pub use prune::{
-    ImagePrunePolicy, ImagePrunePolicySpec, ImagePrunePolicyStatus, MatchImages, PruneCounts,
-    PruneMode, PruneRule,
+    Amount, ImagePrunePolicy, ImagePrunePolicySpec, ImagePrunePolicyStatus, MatchImages,
+    PruneCounts, PruneMode, PruneRule,
 };
 pub use selector::{
     LabelSelector, NodeFacts, NodeSelectorRequirement, NodeSelectorTerm, Requirement, Taint,
@@ -39,18 +42,11 @@ pub use slot::{ALL, NOBODY, Slot, slot};
 
 #[cfg(test)]
 mod tests {
-    use kube::CustomResourceExt;
-
     use super::*;
 
     #[test]
     fn every_kind_has_a_structural_schema() {
-        for crd in [
-            ClusterImagePrepull::crd(),
-            ImagePrepull::crd(),
-            ImagePrunePolicy::crd(),
-            NodeImageCache::crd(),
-        ] {
+        for crd in crds() {
             let version = crd.spec.versions.first().unwrap();
             let schema = version.schema.as_ref().unwrap();
             assert!(

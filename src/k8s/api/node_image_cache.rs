@@ -17,6 +17,15 @@ use serde::{Deserialize, Serialize};
     shortname = "nimg",
     category = "larder",
     status = "NodeImageCacheStatus",
+    doc = "Images held by one node, in figures. Named as its Node; written by that node's agent.",
+    printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status","description":"Whether the node serves and holds what it should"}"#,
+    printcolumn = r#"{"name":"Images","type":"integer","jsonPath":".status.inventory.images","description":"Images held"}"#,
+    printcolumn = r#"{"name":"Stored","type":"integer","jsonPath":".status.store.storedBytes","description":"Bytes that they occupy"}"#,
+    printcolumn = r#"{"name":"Free","type":"integer","jsonPath":".status.store.availableBytes","description":"Bytes free on the file system"}"#,
+    printcolumn = r#"{"name":"Reason","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","description":"Why it is ready, or not"}"#,
+    printcolumn = r#"{"name":"Pressure","type":"string","jsonPath":".status.conditions[?(@.type==\"DiskPressure\")].status","description":"Whether the store is short of space","priority":1}"#,
+    printcolumn = r#"{"name":"Version","type":"string","jsonPath":".status.agentVersion","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     no_spec,
     derive = "PartialEq",
     derive = "Default"
@@ -30,6 +39,7 @@ pub struct NodeImageCacheSpec {}
 pub struct NodeImageCacheStatus {
     /// Version of the agent.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
     pub agent_version: String,
     /// When the report was made.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -42,18 +52,21 @@ pub struct NodeImageCacheStatus {
     pub inventory: Option<Inventory>,
     /// The prepulls that choose this node; 256 at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub prepulls: Vec<HeldPrepull>,
     /// How many more there are.
     #[serde(skip_serializing_if = "is_zero")]
     pub prepulls_omitted: i64,
     /// Images that could not be pulled; ten at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
     pub failures: Vec<ImageFailure>,
     /// The last prune run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prune: Option<PruneReport>,
     /// `Ready`, `StoreHealthy`, `DiskPressure`, `ApiSynced`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -82,6 +95,7 @@ pub struct StoreFigures {
 #[serde(rename_all = "camelCase", default)]
 pub struct Inventory {
     /// 32 hexadecimal digits over the sorted ids, names and pins.
+    #[schemars(length(max = 32))]
     pub hash: String,
     /// Images.
     pub images: i64,
@@ -92,10 +106,13 @@ pub struct Inventory {
 #[serde(rename_all = "camelCase", default)]
 pub struct HeldPrepull {
     /// `metadata.uid` of the prepull.
+    #[schemars(length(max = 64))]
     pub uid: String,
     /// Its name; with its namespace in front (`team-a/app`) for an `ImagePrepull`.
+    #[schemars(length(max = 320))]
     pub name: String,
     /// The revision that the node holds or works on.
+    #[schemars(length(max = 16))]
     pub revision: String,
     /// How far it is.
     pub state: HoldState,
@@ -105,6 +122,7 @@ pub struct HeldPrepull {
     pub total: i32,
     /// Why it is not ready, from a closed set.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
     pub reason: String,
 }
 
@@ -129,14 +147,18 @@ pub enum HoldState {
 #[serde(rename_all = "camelCase", default)]
 pub struct ImageFailure {
     /// As the prepull names it.
+    #[schemars(length(max = 512))]
     pub image: String,
     /// `metadata.uid` of the prepull that declares it; of several, the first.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
     pub prepull: String,
     /// One of a closed set.
+    #[schemars(length(max = 64))]
     pub reason: String,
     /// For people, without anything that the registry sent.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
     pub message: String,
     /// So far.
     pub attempts: i32,
@@ -150,6 +172,7 @@ pub struct ImageFailure {
 #[serde(rename_all = "camelCase", default)]
 pub struct PruneReport {
     /// Name of the policy.
+    #[schemars(length(max = 253))]
     pub policy: String,
     /// Its generation.
     pub generation: i64,
@@ -164,6 +187,7 @@ pub struct PruneReport {
     pub would_free_bytes: i64,
     /// The largest; five at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 5))]
     pub top: Vec<PruneTop>,
 }
 
@@ -172,8 +196,10 @@ pub struct PruneReport {
 #[serde(rename_all = "camelCase", default)]
 pub struct PruneTop {
     /// One of its names.
+    #[schemars(length(max = 512))]
     pub image: String,
     /// The rule that selected it.
+    #[schemars(length(max = 64))]
     pub rule: String,
     /// Bytes.
     pub bytes: i64,

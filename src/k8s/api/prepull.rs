@@ -23,27 +23,58 @@ pub const MAX_FAILURES: usize = 10;
     group = "larder.dev",
     version = "v1alpha1",
     kind = "ClusterImagePrepull",
+    doc = "Images that nodes of the cluster hold before any pod asks for them.",
     plural = "clusterimageprepulls",
     singular = "clusterimageprepull",
     shortname = "cipp",
     category = "larder",
     status = "PrepullStatus",
+    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
+    printcolumn = r#"{"name":"Admitted","type":"integer","jsonPath":".status.nodes.admitted","description":"Nodes let in by the rollout","priority":1}"#,
+    printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.nodes.ready","description":"Nodes that hold every image"}"#,
+    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.nodes.failed","description":"Nodes that gave up for now"}"#,
+    printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","description":"Why it is ready, or not"}"#,
+    printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
+    printcolumn = r#"{"name":"Revision","type":"string","jsonPath":".status.rollout.revision","description":"What is being rolled out","priority":1}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "(has(self.images) && self.images.size() > 0) || (has(self.imagesFrom) && self.imagesFrom.size() > 0)",
+        "message": "give images, imagesFrom, or both",
+    },
+    {
+        "rule": "!has(self.nodeNames) || (!has(self.nodeSelector) && !has(self.nodeSelectorTerms))",
+        "message": "give nodeNames, or nodeSelector and nodeSelectorTerms, not both",
+        "fieldPath": ".nodeNames",
+        "reason": "FieldValueForbidden",
+    },
+    {
+        "rule": "!has(self.refreshInterval) || self.mode == 'Standing'",
+        "message": "only mode Standing looks tags up again",
+        "fieldPath": ".refreshInterval",
+        "reason": "FieldValueForbidden",
+    },
+]))]
 pub struct ClusterImagePrepullSpec {
     /// What both kinds of prepull have.
     #[serde(flatten)]
     pub shared: SharedPrepullSpec,
     /// Workloads whose pod templates' images are prepulled too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub images_from: Vec<ClusterWorkload>,
     /// Secrets of type `kubernetes.io/dockerconfigjson` to pull with. Without any, the nodes' own credentials are used.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
     pub pull_secrets: Vec<SecretRef>,
     /// Who may use an image that was pulled with a pull secret. `Authorized`: pods whose own credentials the registry
     /// accepts. `NodeWide`: every pod on the node.
     #[serde(default, skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "Authorized"))]
     pub visibility: Visibility,
     /// Keeps pods away from a node until it holds the images.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -56,24 +87,60 @@ pub struct ClusterImagePrepullSpec {
     group = "larder.dev",
     version = "v1alpha1",
     kind = "ImagePrepull",
+    doc = "Images that nodes hold for a namespace's pods before they ask for them.",
     plural = "imageprepulls",
     singular = "imageprepull",
     shortname = "ipp",
     category = "larder",
     namespaced,
     status = "PrepullStatus",
+    printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
+    printcolumn = r#"{"name":"Admitted","type":"integer","jsonPath":".status.nodes.admitted","description":"Nodes let in by the rollout","priority":1}"#,
+    printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.nodes.ready","description":"Nodes that hold every image"}"#,
+    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.nodes.failed","description":"Nodes that gave up for now"}"#,
+    printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","description":"Why it is ready, or not"}"#,
+    printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
+    printcolumn = r#"{"name":"Revision","type":"string","jsonPath":".status.rollout.revision","description":"What is being rolled out","priority":1}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "(has(self.images) && self.images.size() > 0) || (has(self.imagesFrom) && self.imagesFrom.size() > 0)",
+        "message": "give images, imagesFrom, or both",
+    },
+    {
+        "rule": "!has(self.nodeNames) || (!has(self.nodeSelector) && !has(self.nodeSelectorTerms))",
+        "message": "give nodeNames, or nodeSelector and nodeSelectorTerms, not both",
+        "fieldPath": ".nodeNames",
+        "reason": "FieldValueForbidden",
+    },
+    {
+        "rule": "!has(self.refreshInterval) || self.mode == 'Standing'",
+        "message": "only mode Standing looks tags up again",
+        "fieldPath": ".refreshInterval",
+        "reason": "FieldValueForbidden",
+    },
+    {
+        "rule": "self.priority <= 0",
+        "message": "the priority of a namespaced prepull is at most 0",
+        "fieldPath": ".priority",
+        "reason": "FieldValueForbidden",
+    },
+]))]
 pub struct ImagePrepullSpec {
     /// What both kinds of prepull have.
     #[serde(flatten)]
     pub shared: SharedPrepullSpec,
     /// Workloads of this namespace whose pod templates' images are prepulled too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub images_from: Vec<Workload>,
     /// Secrets of this namespace, of type `kubernetes.io/dockerconfigjson`, to pull with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
     pub pull_secrets: Vec<LocalSecret>,
 }
 
@@ -83,42 +150,53 @@ pub struct ImagePrepullSpec {
 pub struct SharedPrepullSpec {
     /// Image references, with a tag, a digest or both. A tag is resolved once per refresh; all nodes get that digest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::images")]
     pub images: Vec<String>,
     /// Nodes by label. Absent: every node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
     /// Nodes by terms, of which one must hold, besides `nodeSelector`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
     pub node_selector_terms: Vec<NodeSelectorTerm>,
     /// Nodes by name. Excludes the two other ways.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::node_names")]
     pub node_names: Vec<String>,
     /// Whether nodes that repel ordinary pods are left out.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "Ignore"))]
     pub taints: Taints,
     /// Platforms to hold, such as `linux/amd64`. Empty: each node's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::platforms")]
     pub platforms: Vec<String>,
     /// Higher is pulled first, after everything that pods wait for.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(range(min = -100, max = 100))]
+    #[schemars(extend("default" = 0))]
     pub priority: i32,
     /// How a change reaches the nodes.
     pub rollout: Rollout,
     /// `Standing`: the images are held as long as the object exists, on nodes that join later too. `Once`: each node
     /// pulls each revision once, and nothing protects the images afterwards.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = "Standing"))]
     pub mode: Mode,
     /// How often tags are looked up again, such as `1h`. Absent: tags are resolved when the object changes.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::refresh_interval")]
     pub refresh_interval: Option<String>,
     /// When nodes may start pulling for this prepull. Absent: always.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
     /// Reported to the kubelet as pinned, so that its garbage collection leaves the images alone.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub pin: bool,
     /// How long the images stay protected after the object is deleted or no longer chooses the node.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::retention")]
     pub retain_after_deletion: Option<String>,
 }
 
@@ -128,15 +206,19 @@ pub struct SharedPrepullSpec {
 pub struct Rollout {
     /// Nodes that pull at once. Default 10%.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = "10%"))]
     pub max_in_flight: Option<IntOrPercent>,
     /// No further node is admitted while true.
     #[serde(skip_serializing_if = "is_default")]
+    #[schemars(extend("default" = false))]
     pub paused: bool,
     /// Distinct nodes that may fail a revision, after their retries, before the rollout stalls. Default 10%.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("default" = "10%"))]
     pub max_failures: Option<IntOrPercent>,
     /// How long a revision may take before the rollout stalls. Absent: for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::rollout_deadline")]
     pub deadline: Option<String>,
 }
 
@@ -172,29 +254,39 @@ pub enum Visibility {
 
 /// A time of day, in UTC.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase", default)]
+#[serde(rename_all = "camelCase")]
 pub struct Window {
     /// When it opens, such as `22:00`.
+    #[schemars(schema_with = "super::schema::window_start")]
     pub start: String,
     /// How long it stays open, such as `6h`; 24h at most.
+    #[schemars(schema_with = "super::schema::window_duration")]
     pub duration: String,
     /// Days on which it opens: `Mon` to `Sun`. Empty: every day.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::days")]
     pub days: Vec<String>,
 }
 
 /// Keeps pods away from a node until it holds the images.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.nodeLabel) || has(self.startupTaint)",
+    "message": "give nodeLabel, startupTaint, or both",
+}]))]
 pub struct Gate {
     /// A label that is set to `true` on the node when it is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::key")]
     pub node_label: Option<String>,
     /// Key of a taint that is removed from the node when it is ready.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::key")]
     pub startup_taint: Option<String>,
     /// How long after it was first seen a node is let in although it is not ready. Default 10m.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::gate_deadline")]
     pub deadline: Option<String>,
 }
 
@@ -203,8 +295,10 @@ pub struct Gate {
 #[serde(rename_all = "camelCase")]
 pub struct Workload {
     /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or `CronJob`.
+    #[schemars(schema_with = "super::schema::workload_kind")]
     pub kind: String,
     /// Its name.
+    #[schemars(schema_with = "super::schema::object_name")]
     pub name: String,
 }
 
@@ -213,10 +307,13 @@ pub struct Workload {
 #[serde(rename_all = "camelCase")]
 pub struct ClusterWorkload {
     /// `Deployment`, `StatefulSet`, `DaemonSet`, `Job` or `CronJob`.
+    #[schemars(schema_with = "super::schema::workload_kind")]
     pub kind: String,
     /// Its namespace.
+    #[schemars(schema_with = "super::schema::namespace")]
     pub namespace: String,
     /// Its name.
+    #[schemars(schema_with = "super::schema::object_name")]
     pub name: String,
 }
 
@@ -224,6 +321,7 @@ pub struct ClusterWorkload {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 pub struct LocalSecret {
     /// Its name.
+    #[schemars(schema_with = "super::schema::object_name")]
     pub name: String,
 }
 
@@ -233,8 +331,10 @@ pub struct LocalSecret {
 )]
 pub struct SecretRef {
     /// Its namespace.
+    #[schemars(schema_with = "super::schema::namespace")]
     pub namespace: String,
     /// Its name.
+    #[schemars(schema_with = "super::schema::object_name")]
     pub name: String,
 }
 
@@ -252,12 +352,15 @@ pub struct PrepullStatus {
     pub rollout: Option<RolloutStatus>,
     /// The revision's images and their digests: what nodes pull.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
     pub resolved: Vec<ResolvedImage>,
     /// What keeps nodes from being ready, the most common first; ten at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
     pub failures: Vec<PrepullFailure>,
     /// `Ready`, `Progressing`, `Stalled`, `Resolved`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
@@ -282,10 +385,12 @@ pub struct NodeCounts {
 #[serde(rename_all = "camelCase", default)]
 pub struct RolloutStatus {
     /// 16 hexadecimal digits that name the images' digests and the platforms.
+    #[schemars(length(max = 16))]
     pub revision: String,
     /// Generation of the spec that the revision was made from. Nodes act on it only while it is the object's own.
     pub observed_generation: i64,
     /// Nodes whose slot is at most this are admitted. 0: none.
+    #[schemars(with = "i64")]
     pub admitted: Slot,
     /// When the revision was made.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -299,8 +404,10 @@ pub struct RolloutStatus {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 pub struct ResolvedImage {
     /// As the spec, or the workload, names it.
+    #[schemars(length(max = 512))]
     pub image: String,
     /// Of the index or manifest it stood for.
+    #[schemars(length(max = 135))]
     pub digest: String,
 }
 
@@ -309,17 +416,21 @@ pub struct ResolvedImage {
 #[serde(rename_all = "camelCase", default)]
 pub struct PrepullFailure {
     /// The image, as the spec names it.
+    #[schemars(length(max = 512))]
     pub image: String,
     /// A node that reports it; empty where the controller itself found it.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 253))]
     pub node: String,
     /// How many nodes report it.
     #[serde(skip_serializing_if = "is_default")]
     pub nodes: i64,
     /// One of a closed set.
+    #[schemars(length(max = 64))]
     pub reason: String,
     /// For people.
     #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
     pub message: String,
 }
 

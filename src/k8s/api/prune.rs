@@ -20,6 +20,15 @@ use super::selector::LabelSelector;
     shortname = "iprune",
     category = "larder",
     status = "ImagePrunePolicyStatus",
+    doc = "Which unused images nodes may remove, and when.",
+    printcolumn = r#"{"name":"Mode","type":"string","jsonPath":".spec.mode","description":"Whether anything is removed"}"#,
+    printcolumn = r#"{"name":"Nodes","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
+    printcolumn = r#"{"name":"Done","type":"integer","jsonPath":".status.nodes.done","description":"Nodes that finished a run"}"#,
+    printcolumn = r#"{"name":"Removed","type":"integer","jsonPath":".status.removedImages","description":"Images removed by the last runs"}"#,
+    printcolumn = r#"{"name":"Freed","type":"integer","jsonPath":".status.freedBytes","description":"Bytes freed by them","priority":1}"#,
+    printcolumn = r#"{"name":"Would-Free","type":"integer","jsonPath":".status.wouldFreeBytes","description":"Bytes that a dry run would free","priority":1}"#,
+    printcolumn = r#"{"name":"Last-Run","type":"date","jsonPath":".status.lastRunTime"}"#,
+    printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase", default)]
@@ -31,12 +40,15 @@ pub struct ImagePrunePolicySpec {
     pub node_selector: Option<LabelSelector>,
     /// In order; an image goes when one of them selects it and nothing protects it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
     pub rules: Vec<PruneRule>,
     /// How often a node looks, such as `1h`. Absent: when its images or its disk change.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::prune_interval")]
     pub interval: Option<String>,
     /// Images that one run removes from one node at most.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 10000))]
     pub max_removals_per_run: Option<i32>,
     /// How a change reaches the nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,25 +68,44 @@ pub enum PruneMode {
 /// One rule of a policy.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.unusedFor) || has(self.keepLast) || has(self.maxUsedBytes) || has(self.minFree) || has(self.reserved)",
+    "message": "a rule needs at least one of unusedFor, keepLast, maxUsedBytes, minFree and reserved",
+}]))]
 pub struct PruneRule {
     /// The images that the rule is about. Absent: all.
     #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
     pub images: Option<MatchImages>,
     /// Unused for so long, such as `24h`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::unused_for")]
     pub unused_for: Option<String>,
     /// The newest of each repository that stay, by the time they were pulled.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000))]
     pub keep_last: Option<i32>,
     /// Bytes (`100Gi`) or a share of the disk (`60%`) that images may use.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub max_used_bytes: Option<String>,
+    #[schemars(schema_with = "super::schema::amount")]
+    pub max_used_bytes: Option<Amount>,
     /// Bytes or a share of the disk that shall be free.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub min_free: Option<String>,
+    #[schemars(schema_with = "super::schema::amount")]
+    pub min_free: Option<Amount>,
     /// Bytes or a share of the disk that pulls never enter.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reserved: Option<String>,
+    #[schemars(schema_with = "super::schema::amount")]
+    pub reserved: Option<Amount>,
+}
+
+/// Bytes, as a number or a quantity, or a share of the disk.
+#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Amount {
+    /// Bytes.
+    Bytes(i64),
+    /// A quantity of bytes (`20Gi`) or a percentage (`15%`).
+    Text(String),
 }
 
 /// Images that a rule is about; everything given must hold.
@@ -83,12 +114,14 @@ pub struct PruneRule {
 pub struct MatchImages {
     /// Patterns of names; `*` stands for any characters but `/`, `**` for any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::patterns")]
     pub images: Vec<String>,
     /// Labels of the image's config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<LabelSelector>,
     /// Namespaces whose prepulls once declared the image.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::namespaces")]
     pub namespaces: Vec<String>,
 }
 
@@ -112,9 +145,11 @@ pub struct ImagePrunePolicyStatus {
     pub would_free_bytes: i64,
     /// What keeps nodes from finishing; ten at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
     pub failures: Vec<PrepullFailure>,
     /// `Ready`, `Progressing`, `Stalled`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 

@@ -11,22 +11,31 @@ use serde::{Deserialize, Serialize};
 pub struct LabelSelector {
     /// Labels that a node must have, with exactly these values.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "super::schema::match_labels")]
     pub match_labels: BTreeMap<String, String>,
     /// Conditions on labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub match_expressions: Vec<Requirement>,
 }
 
 /// A condition on one label.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : !has(self.values) || self.values.size() == 0",
+    "message": "In and NotIn need values, Exists and DoesNotExist take none",
+}]))]
 pub struct Requirement {
     /// The label's key.
+    #[schemars(schema_with = "super::schema::key")]
     pub key: String,
     /// `In`, `NotIn`, `Exists` or `DoesNotExist`.
+    #[schemars(schema_with = "super::schema::label_operator")]
     pub operator: String,
     /// For `In` and `NotIn`: the values.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::label_values")]
     pub values: Vec<String>,
 }
 
@@ -36,19 +45,27 @@ pub struct Requirement {
 pub struct NodeSelectorTerm {
     /// Conditions on labels.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
     pub match_expressions: Vec<NodeSelectorRequirement>,
 }
 
 /// A condition on one label of a node.
 #[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.operator in ['Gt', 'Lt'] ? has(self.values) && self.values.size() == 1 && self.values[0].matches('^-?[0-9]{1,18}$') : self.operator in ['In', 'NotIn'] ? has(self.values) && self.values.size() > 0 : !has(self.values) || self.values.size() == 0",
+    "message": "In and NotIn need values, Gt and Lt one whole number, Exists and DoesNotExist take none",
+}]))]
 pub struct NodeSelectorRequirement {
     /// The label's key.
+    #[schemars(schema_with = "super::schema::key")]
     pub key: String,
     /// `In`, `NotIn`, `Exists`, `DoesNotExist`, `Gt` or `Lt`.
+    #[schemars(schema_with = "super::schema::term_operator")]
     pub operator: String,
     /// For `In` and `NotIn`: the values. For `Gt` and `Lt`: one whole number.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "super::schema::term_values")]
     pub values: Vec<String>,
 }
 

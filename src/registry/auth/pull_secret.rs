@@ -50,27 +50,15 @@ pub fn secret_credentials(
 }
 
 fn fits(key: &str, domain: &str, path: &str) -> bool {
-    let key = key
+    let bare = key
         .strip_prefix("https://")
         .or_else(|| key.strip_prefix("http://"))
         .unwrap_or(key);
-    let (host, below) = key.split_once('/').unwrap_or((key, ""));
-    let hub = |host: &str| {
-        matches!(
-            host,
-            "docker.io" | "index.docker.io" | "registry-1.docker.io"
-        )
-    };
-    // Docker's own keys end in the version of the protocol.
-    let below = match below.trim_matches('/') {
-        "v1" | "v2" => "",
-        below => below,
-    };
-    let same_host = host == domain || (hub(host) && hub(domain)) || matches_labels(host, domain);
-    same_host
-        && path
-            .strip_prefix(below)
-            .is_some_and(|rest| below.is_empty() || rest.is_empty() || rest.starts_with('/'))
+    let (host, below) = bare.split_once('/').unwrap_or((bare, ""));
+    if matches_labels(host, domain) {
+        return fit(&format!("{domain}/{below}"), domain, path).is_some();
+    }
+    fit(key, domain, path).is_some()
 }
 
 /// `*.example.com` is `a.example.com`, not `a.b.example.com`.

@@ -130,11 +130,16 @@ impl Store {
             }
         }
         let tar_bytes = recipe.tar_bytes();
+        let Sums {
+            content_bytes,
+            implied,
+        } = sums(&tree);
         let parts = LayerParts {
             source: source.clone(),
             tar_bytes,
-            content_bytes: content_bytes(&tree),
+            content_bytes,
             entries: written.inodes,
+            implied,
             pack,
             staging,
             idx: IdxParts {
@@ -224,31 +229,46 @@ fn uuid(diff_id: &DiffId) -> [u8; 16] {
     uuid
 }
 
-/// Sum of the lengths of the regular files that have a name, holes left out.
-fn content_bytes(tree: &Tree) -> u64 {
+/// What is counted of a tree.
+#[derive(Default)]
+struct Sums {
+    /// Lengths of the regular files that have a name, holes left out.
+    content_bytes: u64,
+    /// Directories that no entry names.
+    implied: u64,
+}
+
+fn sums(tree: &Tree) -> Sums {
     let mut seen = vec![false; tree.inodes.len()];
     let mut todo = vec![0];
-    let mut sum = 0_u64;
+    let mut sums = Sums::default();
+    let mut add = |len: u64| sums.content_bytes = sums.content_bytes.saturating_add(len);
     while let Some(id) = todo.pop() {
         let at = id as usize;
         match seen.get_mut(at) {
             Some(seen) if !*seen => *seen = true,
             _ => continue,
         }
-        match tree.inodes.get(at).map(|inode| &inode.kind) {
-            Some(Kind::Directory(children)) => todo.extend(children.values()),
-            Some(Kind::Inline(content)) => sum = sum.saturating_add(content.len() as u64),
-            Some(Kind::Chunked {
+        let Some(inode) = tree.inodes.get(at) else {
+            continue;
+        };
+        match &inode.kind {
+            Kind::Directory(children) => {
+                todo.extend(children.values());
+                sums.implied += u64::from(inode.xattrs.contains_key(tree::IMPLIED));
+            }
+            Kind::Inline(content) => add(content.len() as u64),
+            Kind::Chunked {
                 size,
                 chunk_bits,
                 chunks,
-            }) => {
+            } => {
                 let held = chunks.iter().flatten().count() as u64;
                 let most = held.saturating_mul(4096 << chunk_bits);
-                sum = sum.saturating_add(most.min(*size));
+                add(most.min(*size));
             }
             _ => {}
         }
     }
-    sum
+    sums
 }

@@ -22,6 +22,9 @@ use crate::store::Limits;
 
 /// Marks a directory that hides all that lower layers have below it.
 pub(crate) const OPAQUE: &[u8] = b"trusted.overlay.opaque";
+/// On a directory that holds whiteouts: without it overlayfs lists them where no other layer has the directory. Empty, it
+/// says "of unknown origin".
+const ORIGIN: &[u8] = b"trusted.overlay.origin";
 /// Marks a directory that no entry names. In overlayfs's own name space, so that nobody sees it in a mount.
 pub(crate) const IMPLIED: &[u8] = b"trusted.overlay.larder.implied";
 const WHITEOUT: &[u8] = b".wh.";
@@ -112,7 +115,12 @@ impl TreeBuilder {
         }
         opaque &= matches!(kind, Kind::Directory(_));
         let id = self.add(Inode {
-            mode: entry.mode,
+            // Linux knows no other for a symlink, whatever a tar says.
+            mode: if matches!(kind, Kind::Symlink(_)) {
+                0o777
+            } else {
+                entry.mode
+            },
             uid: entry.uid,
             gid: entry.gid,
             mtime: entry.mtime,
@@ -283,6 +291,9 @@ impl TreeBuilder {
                     }
                 };
                 self.set_child(parent, name, id)?;
+                if let Some(inode) = self.inodes.get_mut(parent as usize) {
+                    inode.xattrs.insert(ORIGIN.into(), Box::default());
+                }
             }
         }
         Ok(())

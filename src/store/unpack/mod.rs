@@ -43,7 +43,9 @@ impl Store {
         }
         let merged = merge::merge(&trees);
         let mut contents = Contents::new(self, &opened);
-        write::Writer::new(dir, &trees, &mut contents)?.write(&merged)
+        write::Writer::new(dir, &trees, &mut contents)?
+            .write(&merged)
+            .map_err(|error| self.look_into(error, layers))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Fakes at the process edges, builders, and what a machine can do.
 
 pub(crate) mod build;
+pub(crate) mod cluster;
 pub(crate) mod hub;
 pub(crate) mod process;
-pub(crate) mod registry;
+pub(crate) mod proxy;
 
 use std::path::PathBuf;
 

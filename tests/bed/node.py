@@ -1,0 +1,355 @@
+"""The node of a cluster of cluster.py: cgroups, a bridge, and what containerd and the kubelet are told.
+
+Everything made outside of the cluster's folder is found again by a name that only this cluster uses, and removed.
+"""
+import contextlib
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import tarfile
+import time
+
+# Set by the kubelet without asking.
+SYSCTLS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"]
+# Made by containerd, libcni and the kubelet, wherever they are told to keep their things.
+FIXED = ["/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers"]
+FIXED += ["/var/lib/kubelet/device-plugins/kubelet.sock", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet"]
+# One record for each node on this machine, gone with a reboot as what it tells of.
+SHARED = pathlib.Path("/run/larder-bed")
+# Any image with this name on the node runs as the sandbox of pods.
+PAUSE = "bed.local/pause:1"
+BUSYBOX = "bed.local/busybox:1"
+
+
+class Fault(Exception):
+    """It did not work."""
+
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Of the clusters on this machine."""
+    lock = os.open(SHARED.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def mounts():
+    """(mount point, file system type) in the order of mounting."""
+    for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split(" ")
+        point = fields[4].encode().decode("unicode_escape").encode("latin-1").decode()
+        yield pathlib.Path(point), fields[fields.index("-") + 1]
+
+
+def ip(*argv, check=True):
+    done = subprocess.run(["ip", *argv], capture_output=True, text=True)
+    if check and done.returncode:
+        raise Fault(f"ip {' '.join(argv)}: {done.stderr.strip()}")
+
+
+class Node:
+    def __init__(self, root, key, net):
+        """key: what is unique of the cluster; net: 10.A.B"""
+        self.root = root / "node"
+        self.name = f"bed-{key}"
+        self.bridge = f"lb{key}"
+        self.net = net
+        self.group = f"larder-bed-{key}"
+        self.socket = self.root / "run/containerd.sock"
+        self.record = SHARED / f"{key}.json"
+
+    # Control groups: one below the root of each hierarchy.
+
+    def groups(self):
+        return [(point / self.group, kind) for point, kind in mounts() if kind in ["cgroup", "cgroup2"]]
+
+    def make_groups(self):
+        for group, kind in self.groups():
+            group.mkdir(exist_ok=True)
+            if kind == "cgroup2":
+                wanted = {"cpu", "cpuset", "io", "memory", "pids"} & set((group.parent / "cgroup.controllers").read_text().split())
+                for folder in [group.parent, group]:
+                    for controller in wanted:
+                        with contextlib.suppress(OSError):
+                            (folder / "cgroup.subtree_control").write_text(f"+{controller}")
+            # A new cpuset of the first version admits nobody before it has these.
+            for name in ["cpuset.cpus", "cpuset.mems"]:
+                if kind == "cgroup" and (group / name).exists():
+                    (group / name).write_text((group.parent / name).read_text())
+
+    def runtime_procs(self):
+        """Where containerd goes, so that its shims can be found whatever becomes of it."""
+        groups = [group for group, kind in self.groups() if kind == "cgroup2" or group.parent.name == "pids"]
+        leaf = groups[0] / "runtime"
+        leaf.mkdir(exist_ok=True)
+        return leaf / "cgroup.procs"
+
+    def members(self):
+        found = set()
+        for group, _ in self.groups():
+            for procs in group.rglob("cgroup.procs"):
+                with contextlib.suppress(OSError):
+                    found.update(map(int, procs.read_text().split()))
+            with contextlib.suppress(OSError):
+                found.update(map(int, (group / "cgroup.procs").read_text().split()))
+        return found
+
+    # Making it.
+
+    def prepare(self, service_ip, ca, kubelet_config, bin_dir):
+        """Everything on disk; then what is outside of it."""
+        root = self.root
+        for folder in ["run", "s", "cni.d", "cni", "conf.d", "hosts.d", "kubelet", "kubelet.d", "plugins", "pod-logs"]:
+            (root / folder).mkdir(parents=True, exist_ok=True)
+        self.remember()
+        (root / "containerd.toml").write_text(self.containerd(bin_dir))
+        (root / "kubelet.yaml").write_text(json.dumps(self.kubelet(ca), indent=1))
+        (root / "kubelet.kubeconfig").write_text(kubelet_config)
+        network = {
+            "cniVersion": "1.0.0",
+            "name": self.bridge,
+            "plugins": [
+                {
+                    "type": "bridge",
+                    "bridge": self.bridge,
+                    "ipam": {
+                        "type": "host-local",
+                        "dataDir": str(root / "cni"),
+                        "ranges": [[{"subnet": f"{self.net}.0/25", "gateway": f"{self.net}.1"}]],
+                        "routes": [{"dst": "0.0.0.0/0", "gw": f"{self.net}.1"}],
+                    },
+                },
+                {"type": "portmap", "capabilities": {"portMappings": True}},
+            ],
+        }
+        (root / "cni.d/10-bed.conflist").write_text(json.dumps(network, indent=1))
+        self.make_groups()
+        if not pathlib.Path("/sys/class/net", self.bridge).exists():
+            ip("link", "add", self.bridge, "type", "bridge")
+        # The node's address, and that of the service `kubernetes`.
+        for address in [f"{self.net}.1/25", f"{service_ip}/32"]:
+            ip("address", "replace", address, "dev", self.bridge)
+        ip("link", "set", self.bridge, "up")
+
+    def containerd(self, bin_dir):
+        return f"""version = 4
+root = '{self.root}/containerd'
+state = '{self.root}/run'
+# A test adds its own here.
+imports = ['{self.root}/conf.d/*.toml']
+
+[plugins.'io.containerd.server.v1.grpc']
+  address = '{self.socket}'
+[plugins.'io.containerd.server.v1.ttrpc']
+  address = '{self.socket}.ttrpc'
+[plugins.'io.containerd.shim.v1.manager']
+  socket_dir = '{self.root}/s'
+[plugins.'io.containerd.internal.v1.opt']
+  path = '{self.root}/opt'
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
+[plugins.'io.containerd.cri.v1.images'.pinned_images]
+  sandbox = '{PAUSE}'
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = '{self.root}/hosts.d'
+[plugins.'io.containerd.cri.v1.runtime']
+  # A machine without CAP_SYS_RESOURCE cannot lower it.
+  restrict_oom_score_adj = true
+  netns_mounts_under_state_dir = true
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]
+  runtime_type = 'io.containerd.runc.v2'
+[plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
+  BinaryName = '{bin_dir}/runc'
+  Root = '{self.root}/runc'
+  SystemdCgroup = false
+[plugins.'io.containerd.cri.v1.runtime'.cni]
+  bin_dirs = ['{bin_dir}/cni']
+  conf_dir = '{self.root}/cni.d'
+  use_internal_loopback = true
+"""
+
+    def kubelet(self, ca):
+        return {
+            "kind": "KubeletConfiguration",
+            "apiVersion": "kubelet.config.k8s.io/v1beta1",
+            "address": f"{self.net}.1",
+            "authentication": {"anonymous": {"enabled": False}, "webhook": {"enabled": False}, "x509": {"clientCAFile": str(ca)}},
+            "authorization": {"mode": "AlwaysAllow"},
+            "cgroupDriver": "cgroupfs",
+            "cgroupRoot": f"/{self.group}",
+            "failCgroupV1": False,
+            "containerRuntimeEndpoint": f"unix://{self.socket}",
+            "evictionHard": {"memory.available": "50Mi"},
+            "failSwapOn": False,
+            "healthzPort": 0,
+            "localStorageCapacityIsolation": False,
+            "makeIPTablesUtilChains": False,
+            "oomScoreAdj": 0,
+            "podLogsDir": str(self.root / "pod-logs"),
+            "resolvConf": "",
+            "volumePluginDir": str(self.root / "plugins"),
+        }
+
+    def command(self, name):
+        if name == "containerd":
+            return ["containerd", f"--config={self.root}/containerd.toml"]
+        return [
+            "kubelet", f"--config={self.root}/kubelet.yaml", f"--config-dir={self.root}/kubelet.d", f"--kubeconfig={self.root}/kubelet.kubeconfig",
+            f"--root-dir={self.root}/kubelet", f"--cert-dir={self.root}/kubelet/pki", f"--hostname-override={self.name}", f"--node-ip={self.net}.1",
+        ]  # fmt: skip
+
+    @staticmethod
+    def sysctl(name):
+        with contextlib.suppress(OSError):
+            return pathlib.Path("/proc/sys", name).read_text().strip()
+
+    def load_images(self, bin_dir):
+        """The sandbox of pods, and a shell, from the machine's own static busybox: no registry is needed."""
+        layout = self.root / "images.tar"
+        if layout.exists():
+            return
+        new = self.root / "images.new"
+        new.write_bytes(image_layout(pathlib.Path(shutil.which("busybox"))))
+        done = subprocess.run([f"{bin_dir}/ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", str(new)], capture_output=True, text=True)
+        if done.returncode:
+            raise Fault(f"ctr images import: {done.stderr.strip()}")
+        new.rename(layout)
+
+    # Ending it. containerd and the kubelet have ended.
+
+    def remove(self):
+        if not self.root.exists():
+            return
+        end = time.monotonic() + 20
+        while members := self.members():
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > end:
+                raise Fault(f"processes {members} of {self.group} do not end")
+            time.sleep(0.01)
+        if pathlib.Path("/sys/class/net", self.bridge).exists():
+            ip("link", "delete", self.bridge)
+        for result in pathlib.Path("/var/lib/cni/results").glob(f"{self.bridge}-*"):
+            result.unlink()
+        with contextlib.suppress(OSError):
+            for link in pathlib.Path("/var/log/containers").iterdir():
+                if link.is_symlink() and os.readlink(link).startswith(f"{self.root}/"):
+                    link.unlink()
+        for group, _ in self.groups():
+            for folder, _, _ in os.walk(group, topdown=False):
+                self.remove_group(folder)
+        self.restore()
+
+    def others(self):
+        """What nodes that are still there found when they were made."""
+        records = [json.loads(file.read_text()) for file in SHARED.glob("*.json") if file != self.record]
+        return [record for record in records if os.path.exists(record["root"])]
+
+    def remember(self):
+        """How the machine is without nodes."""
+        with one_at_a_time():
+            if self.record.exists():
+                return
+            others = self.others()
+            before = others[0] if others else {
+                "sysctls": {name: value for name in SYSCTLS if (value := self.sysctl(name)) is not None},
+                "absent": [path for path in FIXED if not os.path.exists(path)],
+            }  # fmt: skip
+            SHARED.mkdir(exist_ok=True)
+            new = self.record.with_suffix(".new")
+            new.write_text(json.dumps({**before, "root": str(self.root)}))
+            new.rename(self.record)
+
+    def restore(self):
+        """The last one makes the machine as it was."""
+        with one_at_a_time():
+            if not self.record.exists():
+                return
+            before = json.loads(self.record.read_text())
+            if not self.others():
+                for name, value in before["sysctls"].items():
+                    if self.sysctl(name) != value:
+                        with contextlib.suppress(OSError):
+                            pathlib.Path("/proc/sys", name).write_text(value)
+                for path in before["absent"]:
+                    # Others may use them by now.
+                    with contextlib.suppress(OSError):
+                        os.unlink(path) if path.endswith(".sock") else os.rmdir(path)
+            self.record.unlink()
+            with contextlib.suppress(OSError):
+                SHARED.rmdir()
+
+    @staticmethod
+    def remove_group(folder):
+        """The kernel may hold one for a moment longer than its last process lives."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                return os.rmdir(folder)
+            except OSError as why:
+                if why.errno != errno.EBUSY or time.monotonic() > end:
+                    raise Fault(f"{folder}: {why}") from why
+            time.sleep(0.01)
+
+
+def image_layout(busybox):
+    """An OCI layout as a tar, of two images that share one layer."""
+    data = busybox.read_bytes()
+    layer = io.BytesIO()
+    with tarfile.open(fileobj=layer, mode="w") as tar:
+        for name in ["bin", "tmp", "etc", "proc", "sys", "dev"]:
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
+            tar.addfile(info)
+        info = tarfile.TarInfo("bin/busybox")
+        info.size, info.mode = len(data), 0o755
+        tar.addfile(info, io.BytesIO(data))
+        for applet in subprocess.run([busybox, "--list"], capture_output=True, text=True).stdout.split():
+            if applet != "busybox":
+                info = tarfile.TarInfo(f"bin/{applet}")
+                info.type, info.linkname = tarfile.SYMTYPE, "busybox"
+                tar.addfile(info)
+    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
+
+    def put(media_type, content):
+        digest = hashlib.sha256(content).hexdigest()
+        files[f"blobs/sha256/{digest}"] = content
+        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
+
+    kind = "application/vnd.oci.image"
+    layer = put(f"{kind}.layer.v1.tar", layer.getvalue())
+    manifests = []
+    for name, config in [(PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"]}), (BUSYBOX, {"Cmd": ["sh"]})]:
+        config = {
+            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
+            "os": "linux",
+            "config": {"Env": ["PATH=/bin"], **config},
+            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
+        }
+        manifest = {
+            "schemaVersion": 2,
+            "mediaType": f"{kind}.manifest.v1+json",
+            "config": put(f"{kind}.config.v1+json", json.dumps(config).encode()),
+            "layers": [layer],
+        }
+        entry = put(manifest["mediaType"], json.dumps(manifest).encode())
+        manifests.append({**entry, "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}})
+    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return out.getvalue()
