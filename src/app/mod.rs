@@ -8,6 +8,7 @@ pub mod config;
 pub mod crds;
 mod credentials;
 pub mod demo;
+pub mod images;
 mod open;
 
 pub use credentials::{Found, credentials_for};

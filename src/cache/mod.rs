@@ -16,6 +16,7 @@ mod threads;
 mod view;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -302,6 +303,8 @@ struct Inner {
     parked: Parked<pull::Key>,
     /// Verification reads everything: one at a time.
     fsck: tokio::sync::Mutex<()>,
+    /// The last verification found damage that is still there.
+    damaged: AtomicBool,
 }
 
 impl Cache {
@@ -343,6 +346,7 @@ impl Cache {
             background_pulls: Semaphore::new(MAX_BACKGROUND_PULLS),
             parked: Parked::new(tracker.clone(), handle.clone(), shutdown.clone()),
             fsck: tokio::sync::Mutex::new(()),
+            damaged: AtomicBool::new(false),
             config,
             store,
             registry,
@@ -480,7 +484,16 @@ impl Cache {
             subject: self.root().display().to_string(),
             cause: "the verification panicked".to_owned(),
         })?;
-        report.map_err(|error| Error::store(self.root().display().to_string(), error))
+        let report =
+            report.map_err(|error| Error::store(self.root().display().to_string(), error))?;
+        let damaged = report.damaged.iter().any(|damage| !damage.repaired);
+        self.inner.damaged.store(damaged, Ordering::Relaxed);
+        Ok(report)
+    }
+
+    /// False from a verification that found damage which it did not repair to the next one.
+    pub fn is_healthy(&self) -> bool {
+        !self.inner.damaged.load(Ordering::Relaxed)
     }
 
     /// Writes an image's merged tree below `dir`.

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use super::Credentials;
-use super::credentials::{DockerConfig, from_entry};
+use super::credentials::{DockerConfig, fit, from_entry};
 use crate::image::Reference;
 use crate::registry::{Error, ErrorClass};
 
