@@ -11,6 +11,7 @@ mod erofs;
 mod ingest;
 mod licences;
 mod operation;
+mod prepull;
 mod pull;
 mod reach;
 mod real;
