@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 say() { echo "setup: $*" >&2; }
 
 # program:package
-wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd
+wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd promtool:prometheus
     go:golang-go openssl:openssl ip:iproute2 busybox:busybox-static pkg-config:pkg-config"
 packages=()
 for pair in $wanted; do

@@ -120,21 +120,13 @@ impl Parts {
         }
     }
 
+    /// The registry client alone, where larder holds no images.
+    pub(super) fn client(self, options: &CacheOptions) -> anyhow::Result<Client> {
+        client(options, self.registry)
+    }
+
     pub(super) fn open(self, root: &Path, options: CacheOptions) -> anyhow::Result<Opened> {
-        // Once per process; a second call finds it done.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::new(
-            registry::Config {
-                hosts_dirs: options.hosts_dirs,
-                max_per_host: options.max_per_host,
-                stall_timeout: options.stall_timeout,
-                attempts: options.attempts,
-                max_retry_after: options.max_retry_after,
-                ..registry::Config::default()
-            },
-            self.registry,
-        )
-        .context("registry client")?;
+        let client = client(&options, self.registry)?;
         let store = Store::open(
             store::Options {
                 root: root.to_owned(),
@@ -160,4 +152,18 @@ impl Parts {
         let cache = Cache::new(config, store.clone(), client, self.cache);
         Ok(Opened { cache, store })
     }
+}
+
+fn client(options: &CacheOptions, metrics: registry::Metrics) -> anyhow::Result<Client> {
+    // Once per process; a second call finds it done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = registry::Config {
+        hosts_dirs: options.hosts_dirs.clone(),
+        max_per_host: options.max_per_host,
+        stall_timeout: options.stall_timeout,
+        attempts: options.attempts,
+        max_retry_after: options.max_retry_after,
+        ..registry::Config::default()
+    };
+    Client::new(config, metrics).context("registry client")
 }

@@ -4,6 +4,7 @@ mod agent;
 mod bad_input;
 mod cli;
 mod cluster;
+mod controller;
 mod crash;
 mod demo;
 mod doors;
