@@ -10,7 +10,7 @@ pub mod crds;
 mod credentials;
 pub mod demo;
 mod docker_config;
-mod interim;
+pub mod images;
 mod kube_agent;
 mod open;
 

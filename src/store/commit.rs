@@ -184,6 +184,8 @@ impl Store {
             };
             if let Some(known) = state.records.images.get(&id) {
                 row.record.pinned |= known.record.pinned;
+                // What everybody may see already stays so, however two pulls of it end.
+                row.record.staged &= known.record.staged;
                 left.extend(
                     known
                         .record

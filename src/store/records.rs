@@ -335,6 +335,21 @@ mod tests {
     use super::*;
 
     #[test]
+    fn an_image_record_from_before_staging_is_not_staged() {
+        let id = Digest::sha256(b"config");
+        let old = serde_json::json!({
+            "record": {
+                "id": id, "platform": {"os": "linux", "architecture": "amd64", "variant": ""}, "manifest": id,
+                "layers": [], "created": null, "size": 1, "user": "", "labels": {}, "pulled_at": 0,
+                "last_used_at": 0, "pinned": true
+            },
+            "blobs": []
+        });
+        let row: ImageRow = serde_json::from_value(old).unwrap();
+        assert!(row.record.pinned && !row.record.staged);
+    }
+
+    #[test]
     fn an_id_taken_during_a_commit_is_not_given_out_again() {
         let mut records = Records {
             next_segment: 2,

@@ -12,6 +12,7 @@ mod erofs;
 mod ingest;
 mod licences;
 mod operation;
+mod prepull;
 mod prepulls;
 mod pull;
 mod reach;
