@@ -9,13 +9,14 @@ cd "$(dirname "$0")/.."
 say() { echo "setup: $*" >&2; }
 
 # program:package
-wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd
+wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd promtool:prometheus
     go:golang-go openssl:openssl ip:iproute2 busybox:busybox-static pkg-config:pkg-config"
 packages=()
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 [ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
+[ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing ${packages[*]}"
@@ -34,11 +35,11 @@ fi
 # The clients that the agent is tested with, and a Kubernetes cluster. Built once into a cache folder: the clients take a
 # minute or two the first time, the cluster 8 minutes on two cores.
 if command -v go >/dev/null; then
-    timeout 600 tests/bed/tools.sh crictl critest grpcurl >/dev/null </dev/null ||
-        say "crictl, critest and grpcurl could not be built"
+    timeout 600 tests/bed/tools.sh crictl critest grpcurl criclient >/dev/null </dev/null ||
+        say "crictl, critest, grpcurl and criclient could not be built"
     timeout 1500 tests/bed/tools.sh control-plane node >/dev/null </dev/null ||
         say "the programs of a Kubernetes cluster could not be built"
 else
-    say "Go is not installed: no crictl, critest and grpcurl, and no Kubernetes cluster"
+    say "Go is not installed: no crictl, critest, grpcurl and criclient, and no Kubernetes cluster"
 fi
 exit 0

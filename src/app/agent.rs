@@ -13,6 +13,7 @@ use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
 use super::config::{AgentArgs, Config, ConfigError};
+use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use crate::admin::Admin;
 use crate::cache::Cache;
@@ -138,6 +139,7 @@ impl Agent {
         let mut metrics = telemetry::registry(env!("CARGO_PKG_VERSION"));
         let parts = Parts::register(&mut metrics);
         let calls = cri::Metrics::register(&mut metrics);
+        let declared = kube_agent::Metrics::register(&mut metrics);
         let (tasks, last) = (Tasks::new(), Shutdown::new());
 
         let admin_task = admin.map(|admin| {
@@ -148,7 +150,7 @@ impl Agent {
             )
         });
         let result = serve(
-            &config, parts, calls, &checks, &readiness, &shutdown, admin_task,
+            &config, parts, calls, declared, &checks, &readiness, &shutdown, admin_task,
         )
         .await;
         last.request();
@@ -164,6 +166,7 @@ async fn serve(
     config: &Config,
     parts: Parts,
     calls: cri::Metrics,
+    declared: kube_agent::Metrics,
     checks: &Checks,
     readiness: &Readiness,
     shutdown: &Shutdown,
@@ -181,7 +184,12 @@ async fn serve(
     checks.store.set(true);
     tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
 
-    let (health, services) = services(&cache).await?;
+    let images = super::interim::images(cache.clone());
+    let declared = Declared::build(&config.declared, &config.root, images, declared)
+        .await
+        .context("declared images")?;
+    let status = declared.as_ref().map(Declared::status);
+    let (health, services) = services(&cache, status).await?;
     let layer = RpcLayer::new(calls, &DESCRIPTORS).context("descriptors of the services")?;
     let socket = Socket::bind(&config.socket)?;
     tracing::info!(socket = %socket.path().display(), "Socket served");
@@ -201,6 +209,9 @@ async fn serve(
     }
     if let Some(pause) = config.scrub_interval {
         tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
+    }
+    if let Some(declared) = declared {
+        tasks.spawn("declared images", declared.run(shutdown.clone()));
     }
 
     let admin_ended = async {
@@ -295,7 +306,10 @@ const DESCRIPTORS: [&[u8]; 5] = [
 ];
 
 /// All services of the socket.
-async fn services(cache: &Cache) -> anyhow::Result<(HealthReporter, Routes)> {
+async fn services(
+    cache: &Cache,
+    status: Option<control::StatusSource>,
+) -> anyhow::Result<(HealthReporter, Routes)> {
     let (health, health_service) = tonic_health::server::health_reporter();
     for service in [IMAGE_SERVICE, RUNTIME_SERVICE, CONTROL] {
         health
@@ -313,6 +327,7 @@ async fn services(cache: &Cache) -> anyhow::Result<(HealthReporter, Routes)> {
         .add_service(ImageService::new(cache.clone()).server())
         .add_service(RuntimeService.server())
         .add_service(control::server(cache.clone()))
+        .add_service(control::prepulls_server(status))
         .add_service(health_service)
         .add_service(reflection().build_v1().context("reflection")?)
         // Older tools know this one only.

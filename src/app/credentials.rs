@@ -24,16 +24,16 @@ pub struct Found {
     pub warning: Option<String>,
 }
 
-/// Credentials for a registry domain, as `larder.v1` carries them: from `authfile`, else `$REGISTRY_AUTH_FILE`, else
+/// Credentials for a repository, `domain/path`, as `larder.v1` carries them: from `authfile`, else `$REGISTRY_AUTH_FILE`, else
 /// `$DOCKER_CONFIG/config.json`, else `~/.docker/config.json`.
 ///
 /// # Errors
 /// A file that somebody named is absent, unreadable or malformed, or its credential helper fails.
-pub async fn credentials_for(authfile: Option<&Path>, domain: &str) -> anyhow::Result<Found> {
+pub async fn credentials_for(authfile: Option<&Path>, repository: &str) -> anyhow::Result<Found> {
     let Some(file) = pick(authfile, |name| env::var_os(name), env::home_dir()) else {
         return Ok(Found::default());
     };
-    match read(&file, domain).await {
+    match read(&file, repository).await {
         Ok(found) => Ok(Found {
             credentials: found.as_ref().and_then(wire),
             warning: None,
@@ -46,16 +46,16 @@ pub async fn credentials_for(authfile: Option<&Path>, domain: &str) -> anyhow::R
     }
 }
 
-async fn read(file: &AuthFile, domain: &str) -> anyhow::Result<Option<Credentials>> {
+async fn read(file: &AuthFile, repository: &str) -> anyhow::Result<Option<Credentials>> {
     if let Some(name) = file.named_by {
         // An absent file would be read as one without credentials.
         tokio::fs::metadata(&file.path)
             .await
             .map_err(|error| anyhow!("{}: {error}; {name} names it", file.path.display()))?;
     }
-    docker_credentials(&file.path, domain)
+    docker_credentials(&file.path, repository)
         .await
-        .with_context(|| format!("credentials for {domain}"))
+        .with_context(|| format!("credentials for {repository}"))
 }
 
 fn pick(

@@ -28,6 +28,12 @@ struct Source {
     source: &'static str,
 }
 
+const SUCCESS: Outcome = Outcome {
+    result: "success",
+    reason: "",
+};
+const SOURCES: [&str; 3] = ["registry", "shared", "present"];
+
 /// Counters of this room.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -77,7 +83,7 @@ impl Metrics {
         );
         registry.register(
             "larder_pull_bytes",
-            "Compressed layer bytes, by where they came from",
+            "Compressed bytes of the layers of pulled images, by where they came from: registry, shared with another pull, or present already",
             metrics.bytes.clone(),
         );
         registry.register(
@@ -90,6 +96,12 @@ impl Metrics {
             "Images removed",
             metrics.removed.clone(),
         );
+        // What is not there yet cannot rise, and no alert sees its first time.
+        drop(metrics.pulls.get_or_create(&SUCCESS));
+        for source in SOURCES {
+            drop(metrics.bytes.get_or_create(&Source { source }));
+            drop(metrics.layers.get_or_create(&Source { source }));
+        }
         metrics
     }
 

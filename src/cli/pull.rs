@@ -164,9 +164,9 @@ impl Args {
         self.reference.parse::<Reference>().map_err(Failure::usage)
     }
 
-    async fn credentials(&self, domain: &str) -> Result<Option<Credentials>, Failure> {
+    async fn credentials(&self, repository: &str) -> Result<Option<Credentials>, Failure> {
         let Some(Account { username, password }) = self.creds.clone() else {
-            let found = app::credentials_for(self.authfile.as_deref(), domain).await?;
+            let found = app::credentials_for(self.authfile.as_deref(), repository).await?;
             if let Some(warning) = found.warning {
                 eprintln!("larder: {warning}; pulling without credentials");
             }
@@ -215,7 +215,7 @@ pub(super) async fn run(args: &Args, client: &mut Client, terminal: &Terminal) -
         reference: args.reference.clone(),
         platform: args.platform.clone().unwrap_or_default(),
         plain_http: args.plain_http,
-        credentials: args.credentials(reference.domain()).await?,
+        credentials: args.credentials(&reference.repository()).await?,
     };
     let started = Instant::now();
     let mut progress = Progress::new(&familiar(&args.reference), terminal);

@@ -1,4 +1,5 @@
-//! Around every call on the socket: the caller's trace context in the span, counts and times by method and code.
+//! Around every call on the socket: the caller's trace context in the span, counts and times by method and code, and
+//! words for calls that nobody serves.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -21,6 +22,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, field};
 
+use super::absent;
 use crate::telemetry::TraceContext;
 
 /// From answers out of memory to pulls of many gigabytes.
@@ -266,18 +268,30 @@ where
         self.inner.poll_ready(cx)
     }
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let mut call = self.layer.begin(request.uri().path(), request.headers());
+        let path = request.uri().path().to_owned();
+        let mut call = self.layer.begin(&path, request.headers());
         let span = call.span.clone();
         let answer = span.in_scope(|| self.inner.call(request));
         Box::pin(
             async move {
-                let answer = answer.await?;
+                let mut answer = answer.await?;
+                explain(&path, answer.headers_mut());
                 // An error without messages has its status in the headers, everything else in the trailers.
                 call.end_by(answer.headers());
                 Ok(answer.map(|body| Observed { body, call }))
             }
             .instrument(span),
         )
+    }
+}
+
+/// Gives the router's bare `Unimplemented` its words; what a service says of itself stays.
+fn explain(path: &str, headers: &mut HeaderMap) {
+    let bare = Status::from_header_map(headers)
+        .is_some_and(|status| status.code() == Code::Unimplemented && status.message().is_empty());
+    if bare {
+        // Fails only where the text fits in no header; then the answer stays as it was.
+        let _ = Status::unimplemented(absent::message(path)).add_header(headers);
     }
 }
 
@@ -330,7 +344,7 @@ mod tests {
     use super::*;
 
     fn text(registry: &Registry) -> String {
-        crate::telemetry::encode(registry).unwrap()
+        crate::telemetry::encode(registry, crate::telemetry::TextForm::OpenMetrics).unwrap()
     }
 
     #[test]

@@ -1,9 +1,11 @@
 //! Door: the Kubernetes container runtime interface's image service (`runtime.v1`, one file per call).
 //!
 //! Translates between the wire and [`crate::cache`]; holds no state but what it was started with. `RuntimeService`
-//! has `Version` only, so that tools which open both services connect. The socket, trace context and call metrics for
+//! has `Version` only, so that tools which open both services connect; its other calls are answered with the way to a
+//! container runtime. The socket, trace context and call metrics for
 //! all services on it are here too.
 
+mod absent;
 mod auth;
 mod convert;
 mod filter;

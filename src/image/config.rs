@@ -53,7 +53,7 @@ pub struct History {
 
 /// Why a config is refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the image config is malformed: {0}")]
+#[error("the image config is malformed: {0}; push the image again, with a current tool")]
 pub struct ConfigError(pub String);
 
 #[derive(Deserialize)]

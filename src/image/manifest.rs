@@ -71,7 +71,7 @@ pub enum Document {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
     /// Not JSON, or not of the shape.
-    #[error("the manifest is malformed: {0}")]
+    #[error("the manifest is malformed: {0}; push the image again, with a current tool")]
     Malformed(String),
     /// Docker schema 1.
     #[error(
@@ -79,7 +79,7 @@ pub enum ManifestError {
     )]
     Schema1,
     /// A document type that is not an image.
-    #[error("media type {0:?} is not an image manifest or index")]
+    #[error("media type {0:?} is not an image manifest or index; name an image")]
     Unsupported(String),
     /// A manifest of something that is no image, such as a chart or a signature.
     #[error(
@@ -87,7 +87,9 @@ pub enum ManifestError {
     )]
     NotAnImage(String),
     /// A layer type that cannot be unpacked.
-    #[error("layer {digest} has media type {media_type:?}, which is not a tar, gzip or zstd layer")]
+    #[error(
+        "layer {digest} has media type {media_type:?}, which is not a tar, gzip or zstd layer; push the image with such layers"
+    )]
     UnsupportedLayer {
         /// Of the layer.
         digest: Digest,
@@ -95,7 +97,7 @@ pub enum ManifestError {
         media_type: String,
     },
     /// Over a limit.
-    #[error("the manifest has {found} {what}, the limit is {limit}")]
+    #[error("the manifest has {found} {what}, the limit is {limit}; build the image with fewer")]
     TooMany {
         /// `layers`, `bytes` or `manifests`.
         what: &'static str,
@@ -226,7 +228,7 @@ fn kind(raw: &RawDocument, content_type: Option<&str>) -> Result<Kind, ManifestE
         (false, false, _) => return malformed("it has neither layers nor manifests"),
         _ => {
             return malformed(
-                "it could be read as more than one kind of manifest, which is not safe; push the image again",
+                "it could be read as more than one kind of manifest, which is not safe",
             );
         }
     };

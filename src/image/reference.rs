@@ -92,11 +92,40 @@ impl Reference {
 impl FromStr for Reference {
     type Err = ReferenceError;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(text) = without_userinfo(text) {
+            return Err(ReferenceError {
+                text: excerpt(&text),
+                reason: "user and password do not belong in it; give them as credentials, with --creds, an authfile or a pull secret"
+                    .to_owned(),
+            });
+        }
         parse(text).map_err(|reason| ReferenceError {
             text: excerpt(text),
             reason,
         })
     }
+}
+
+/// The text without `user:password@`, where it has that: errors are logged, passwords must not be.
+fn without_userinfo(text: &str) -> Option<String> {
+    let (scheme, rest) = match text.split_once("://") {
+        Some((scheme, rest)) => (Some(scheme), rest),
+        None => (None, text),
+    };
+    let is_digest = |text: &str| {
+        text.split_once(':').is_some_and(|(algorithm, hex)| {
+            algorithm.bytes().all(|b| b.is_ascii_alphanumeric())
+                && hex.bytes().all(|b| b.is_ascii_hexdigit())
+        })
+    };
+    let (before, after) = match rest.rsplit_once('@')? {
+        (named, digest) if is_digest(digest) => named.rsplit_once('@')?,
+        both => both,
+    };
+    // A colon behind a slash, or none, is a tag's or a port's.
+    let secret = before.contains(':') && (scheme.is_some() || !before.contains('/'));
+    let scheme = scheme.map_or_else(String::new, |scheme| format!("{scheme}://"));
+    (secret && !after.is_empty()).then(|| format!("{scheme}[redacted]@{after}"))
 }
 
 fn parse(text: &str) -> Result<Reference, String> {
@@ -306,6 +335,34 @@ mod tests {
     use proptest::prelude::*;
 
     const HEX: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn passwords_are_not_repeated() {
+        for text in [
+            "ann:hunter2@reg.example/app:1",
+            "ann:hunter2@reg.example",
+            "ann:hunter2@reg.example:5000",
+            "https://ann:hunter2@reg.example/app",
+            "https://ann:hun/ter2@reg.example:5000/app",
+            "ann:hunter2@reg.example/app@sha256:0123",
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(!error.contains("ter2"), "{error}");
+            assert!(
+                error.contains("reg.example") || error.contains("sha256"),
+                "{error}"
+            );
+        }
+        for (text, shown) in [
+            ("a@sha256:12", "a@sha256:12"),
+            ("reg.example:5000/a@b", "reg.example:5000/a@b"),
+            ("busybox:1@", "busybox:1@"),
+            ("ann@reg.example/app", "ann@reg.example/app"),
+        ] {
+            let error = text.parse::<Reference>().unwrap_err().to_string();
+            assert!(error.contains(shown), "{error}");
+        }
+    }
 
     #[test]
     fn normalises() {

@@ -1,6 +1,7 @@
 //! An answer and its body, read piece by piece with an eye on the clock.
 
 use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -16,7 +17,7 @@ pub(super) struct Answer {
     /// Where it came from.
     pub(super) server: String,
     stall: Duration,
-    _permit: OwnedSemaphorePermit,
+    _permit: Arc<OwnedSemaphorePermit>,
 }
 
 impl std::fmt::Debug for Answer {
@@ -29,13 +30,22 @@ impl std::fmt::Debug for Answer {
     }
 }
 
+/// Why a body broke off.
+#[derive(Debug)]
+pub(super) struct Break {
+    /// Nothing came for too long; else the connection ended.
+    pub(super) stalled: bool,
+    /// For people.
+    pub(super) cause: String,
+}
+
 impl Answer {
     pub(super) fn new(
         response: reqwest::Response,
         server: String,
         elsewhere: bool,
         stall: Duration,
-        permit: OwnedSemaphorePermit,
+        permit: Arc<OwnedSemaphorePermit>,
     ) -> Self {
         Answer {
             response,
@@ -70,12 +80,18 @@ impl Answer {
         let now = jiff::Timestamp::now().as_second();
         retry::retry_after(self.header("retry-after")?, now)
     }
-    /// The next piece of the body; an error is the cause for people. Cancel-safe.
-    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
+    /// The next piece of the body. Cancel-safe.
+    pub(super) async fn chunk(&mut self) -> Result<Option<Bytes>, Break> {
         match tokio::time::timeout(self.stall, self.response.chunk()).await {
-            Err(_) => Err(format!("no byte came for {} s", self.stall.as_secs_f32())),
+            Err(_) => Err(Break {
+                stalled: true,
+                cause: format!("no byte came for {} s", self.stall.as_secs_f32()),
+            }),
             Ok(Ok(bytes)) => Ok(bytes),
-            Ok(Err(error)) => Err(causes(&error.without_url())),
+            Ok(Err(error)) => Err(Break {
+                stalled: false,
+                cause: causes(&error.without_url()),
+            }),
         }
     }
     /// The whole body, at most `limit` bytes.
@@ -99,7 +115,7 @@ impl Answer {
                     }
                     body.extend_from_slice(&bytes);
                 }
-                Err(cause) => {
+                Err(Break { cause, .. }) => {
                     return Err(Error::new(
                         ErrorClass::Broken,
                         format!(

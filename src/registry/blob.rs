@@ -6,15 +6,19 @@ use bytes::{Bytes, BytesMut};
 use http::Method;
 use tokio::time::Instant;
 
-use super::answer::Answer;
+use super::answer::{Answer, Break};
 use super::error::Tally;
 use super::hosts::Host;
-use super::resolve::{Ask, verify};
+use super::resolve::{Ask, PAGE, is_page, verify};
 use super::{Error, ErrorClass, Repository, redact, retry};
 use crate::image::Descriptor;
 
 /// Breaks in one transfer, however much each attempt brought.
 const MAX_RESUMES: u32 = 256;
+/// Bytes that make an attempt worth it that ended in a stall, and a pace worth keeping.
+const ENOUGH: u64 = 64 << 10;
+/// Stall timeouts after which the pace is judged.
+const WINDOW: u32 = 10;
 /// How long the end of a body is waited for once all bytes are there.
 const END: Duration = Duration::from_secs(2);
 
@@ -34,9 +38,11 @@ pub struct BlobStream {
     /// Which of the hosts serves.
     at: usize,
     answer: Option<Answer>,
-    /// True once the current answer brought something new.
-    moved: bool,
-    /// Attempts since the last new byte.
+    /// New bytes that the current answer brought.
+    brought: u64,
+    /// When the pace was judged last, and how much had come by then.
+    paced: (Instant, u64),
+    /// Attempts since the last that was worth it.
     stuck: u32,
     resumes: u32,
     /// No request before this time.
@@ -69,7 +75,8 @@ impl Repository {
             skip: 0,
             at: 0,
             answer: None,
-            moved: false,
+            brought: 0,
+            paced: (Instant::now(), 0),
             stuck: 0,
             resumes: 0,
             not_before: None,
@@ -128,6 +135,11 @@ impl BlobStream {
             if self.ended {
                 return None;
             }
+            if let Some(slow) = self.crawls()
+                && let Err(error) = self.interrupted(&slow)
+            {
+                return self.fail(error);
+            }
             let Some(answer) = &mut self.answer else {
                 if let Err(error) = self.open().await {
                     return self.fail(error);
@@ -154,13 +166,16 @@ impl BlobStream {
                     }
                 }
                 Ok(None) => {
-                    let cause = format!("it ended after {} of {} bytes", self.offset, self.size);
-                    if let Err(error) = self.interrupted(&cause) {
+                    let ended = Break {
+                        stalled: false,
+                        cause: format!("it ended after {} of {} bytes", self.offset, self.size),
+                    };
+                    if let Err(error) = self.interrupted(&ended) {
                         return self.fail(error);
                     }
                 }
-                Err(cause) => {
-                    if let Err(error) = self.interrupted(&cause) {
+                Err(broken) => {
+                    if let Err(error) = self.interrupted(&broken) {
                         return self.fail(error);
                     }
                 }
@@ -190,7 +205,7 @@ impl BlobStream {
         let error = Error::new(
             ErrorClass::Protocol,
             format!(
-                "{}: {} sends more than the {} bytes the manifest names",
+                "{}: {} sends more than the {} bytes the manifest names; the image is damaged there, push it again",
                 self.subject,
                 self.host(),
                 self.size
@@ -214,16 +229,36 @@ impl BlobStream {
             return self.excess();
         }
         self.offset += length;
-        self.moved = true;
-        self.stuck = 0;
+        self.brought += length;
         self.repository.transport.metrics.received(length);
         Some(Ok(new))
     }
 
+    /// Judges the pace now and then: a trickle that never quite stops would hold a pull for days.
+    fn crawls(&mut self) -> Option<Break> {
+        let window = self.repository.transport.config.stall_timeout * WINDOW;
+        let (since, before) = self.paced;
+        if self.answer.is_none() || since.elapsed() < window {
+            return None;
+        }
+        let came = self.offset.saturating_sub(before);
+        self.paced = (Instant::now(), self.offset);
+        (came < ENOUGH).then(|| Break {
+            stalled: true,
+            cause: format!("only {came} bytes came in {} s", window.as_secs_f32()),
+        })
+    }
+
     /// Decides how to go on after a break.
-    fn interrupted(&mut self, cause: &str) -> Result<(), Error> {
+    fn interrupted(&mut self, broken: &Break) -> Result<(), Error> {
+        let Break { stalled, cause } = broken;
         let config = &self.repository.transport.config;
         self.answer = None;
+        // A stall costs its whole timeout: it has to bring more than a break that is noticed at once.
+        let moved = self.brought >= if *stalled { ENOUGH } else { 1 };
+        if moved {
+            self.stuck = 0;
+        }
         self.stuck += 1;
         self.resumes += 1;
         tracing::debug!(
@@ -247,7 +282,7 @@ impl BlobStream {
             ));
         }
         self.repository.transport.metrics.resumed();
-        if !self.moved && !self.hosts.is_empty() {
+        if !moved && !self.hosts.is_empty() {
             self.at = (self.at + 1) % self.hosts.len();
         }
         if self.stuck > 1 {
@@ -288,7 +323,8 @@ impl BlobStream {
                     self.at = at;
                     self.skip = skip;
                     self.answer = Some(answer);
-                    self.moved = false;
+                    self.brought = 0;
+                    self.paced = (Instant::now(), self.offset);
                     return Ok(());
                 }
                 Err(error) => tally.add(self.at_the_end(error)),
@@ -320,10 +356,10 @@ impl BlobStream {
             ))
         };
         match answer.status() {
+            200 if is_page(&answer.media_type()) => refuse(format!("answered a web page{PAGE}")),
             200 => match answer.length() {
                 Some(length) if length != self.size => refuse(format!(
-                    "offers {length} bytes ({}), the manifest names {}",
-                    answer.media_type(),
+                    "offers {length} bytes, the manifest names {}; the image is damaged there, push it again",
                     self.size
                 )),
                 _ => Ok(self.offset),
@@ -337,7 +373,7 @@ impl BlobStream {
                         Ok(self.offset - first)
                     }
                     _ => refuse(format!(
-                        "answered with the range {:?} where bytes {}-{} of {} were asked for",
+                        "answered with the range {:?} where bytes {}-{} of {} were asked for; check the registry's storage",
                         redact::text(value),
                         self.offset,
                         self.size.saturating_sub(1),

@@ -19,6 +19,8 @@ pub(super) struct Host {
     pub(super) name: String,
     /// Up to and with `/v2`; no slash at the end.
     pub(super) base: Url,
+    /// The same with the other scheme, where the configuration leaves open which one the host speaks.
+    pub(super) alternate: Option<Url>,
     /// Value of `?ns=`: a mirror has to be told whose content is wanted.
     pub(super) namespace: Option<String>,
     /// May serve manifests by digest and blobs.
@@ -38,8 +40,8 @@ pub(super) struct Host {
 pub(super) struct Tls {
     /// PEM bundles that are trusted besides the system's.
     pub(super) authorities: Vec<Vec<u8>>,
-    /// PEM with client certificate and key.
-    pub(super) identity: Option<Vec<u8>>,
+    /// PEMs with client certificate and key: which one a server takes is found out.
+    pub(super) identities: Vec<Vec<u8>>,
     /// Take any certificate.
     pub(super) skip_verify: bool,
 }
@@ -48,7 +50,7 @@ impl std::fmt::Debug for Tls {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Tls")
             .field("authorities", &self.authorities.len())
-            .field("identity", &self.identity.is_some())
+            .field("identities", &self.identities.len())
             .field("skip_verify", &self.skip_verify)
             .finish()
     }
@@ -56,6 +58,7 @@ impl std::fmt::Debug for Tls {
 
 const DIAL_TIMEOUT: Duration = Duration::from_secs(30);
 const MAX_HOSTS: usize = 64;
+const MAX_IDENTITIES: usize = 16;
 const MAX_FILE: u64 = 1 << 20;
 
 impl Host {
@@ -64,6 +67,7 @@ impl Host {
         Host {
             name: name.to_owned(),
             base,
+            alternate: None,
             namespace: None,
             pull: true,
             resolve: true,
@@ -75,6 +79,21 @@ impl Host {
     /// True for the node itself: no proxy is used, and plain HTTP needs no configuration.
     pub(super) fn is_loopback(&self) -> bool {
         is_loopback(&self.base)
+    }
+    /// True where the host may be spoken to without TLS.
+    pub(super) fn may_be_plain(&self) -> bool {
+        let bases = std::iter::once(&self.base).chain(&self.alternate);
+        bases.into_iter().any(|base| base.scheme() == "http")
+    }
+    /// A host named `http://` with settings for TLS is tried with TLS first, and without only where it speaks none.
+    fn prefer_tls(mut self, tls_is_set: bool) -> Self {
+        if tls_is_set && self.base.scheme() == "http" && self.base.port().is_some() {
+            let mut with_tls = self.base.clone();
+            if with_tls.set_scheme("https").is_ok() {
+                self.alternate = Some(std::mem::replace(&mut self.base, with_tls));
+            }
+        }
+        self
     }
 }
 
@@ -102,6 +121,7 @@ pub(super) fn for_domain(
             }
             let file = dir.join("hosts.toml");
             return match read(&file) {
+                Ok(text) if text.is_empty() => certs_d(&dir, domain, plain_http),
                 Ok(text) => parse(&text, &file, &dir, domain, plain_http),
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     certs_d(&dir, domain, plain_http)
@@ -142,18 +162,25 @@ fn own(domain: &str, plain_http: bool) -> Result<Vec<Host>, Error> {
             )
         })
     };
-    let https = Host::bare(host, base("https")?);
-    let http = Host::bare(host, base("http")?);
+    let mut https = Host::bare(host, base("https")?);
+    let mut http = Host::bare(host, base("http")?);
     if plain_http {
         return Ok(vec![http]);
     }
     if !https.is_loopback() {
         return Ok(vec![https]);
     }
-    // An https URL with port 443 or none has no port after parsing.
-    Ok(match https.base.port() {
-        None => vec![https, http],
-        Some(_) => vec![http],
+    // Nobody is between this node and itself.
+    https.tls.skip_verify = true;
+    http.tls.skip_verify = true;
+    // A URL with the port of its scheme, or none, has no port after parsing.
+    Ok(match (https.base.port(), http.base.port()) {
+        (None, _) => vec![https, http],
+        (_, None) => vec![http],
+        _ => {
+            http.alternate = Some(https.base);
+            vec![http]
+        }
     })
 }
 
@@ -187,8 +214,9 @@ fn certs_d(dir: &Path, domain: &str, plain_http: bool) -> Result<Vec<Host>, Erro
     for file in &files {
         match file.extension().and_then(|extension| extension.to_str()) {
             Some("crt") => tls.authorities.push(pem(file)?),
-            Some("cert") if tls.identity.is_none() => {
-                tls.identity = Some(identity(file, Some(&file.with_extension("key")))?);
+            Some("cert") => {
+                let key = file.with_extension("key");
+                tls.identities.push(identity(file, Some(&key))?);
             }
             _ => {}
         }
@@ -198,11 +226,36 @@ fn certs_d(dir: &Path, domain: &str, plain_http: bool) -> Result<Vec<Host>, Erro
         // Certificates say that TLS is meant, on this node as well.
         for host in &mut hosts {
             let _ = host.base.set_scheme("https");
-            host.tls = tls.clone();
+            host.alternate = None;
+            host.tls = Tls {
+                skip_verify: host.tls.skip_verify && tls.authorities.is_empty(),
+                ..tls.clone()
+            };
         }
         hosts.truncate(1);
     }
     Ok(hosts)
+}
+
+/// A certificate and its key in one PEM; without `key` the certificate's file holds both.
+fn identity(certificate: &Path, key: Option<&Path>) -> Result<Vec<u8>, Error> {
+    let mut both = pem(certificate)?;
+    if let Some(key) = key {
+        both.push(b'\n');
+        both.extend_from_slice(&pem(key)?);
+    }
+    let text = String::from_utf8_lossy(&both);
+    if !text.contains("-----BEGIN CERTIFICATE-----") {
+        return Err(at(certificate, None, "has no certificate in it"));
+    }
+    if !text.contains(" PRIVATE KEY-----") {
+        return Err(at(
+            key.unwrap_or(certificate),
+            None,
+            "has no private key in it; in hosts.toml, client = [[\"certificate.pem\", \"key.pem\"]] names two files",
+        ));
+    }
+    Ok(both)
 }
 
 fn pem(file: &Path) -> Result<Vec<u8>, Error> {
@@ -211,15 +264,6 @@ fn pem(file: &Path) -> Result<Vec<u8>, Error> {
         return Err(at(file, None, "is not PEM"));
     }
     Ok(text.into_bytes())
-}
-
-fn identity(certificate: &Path, key: Option<&Path>) -> Result<Vec<u8>, Error> {
-    let mut both = pem(certificate)?;
-    if let Some(key) = key {
-        both.push(b'\n');
-        both.extend_from_slice(&pem(key)?);
-    }
-    Ok(both)
 }
 
 /// Parses a `hosts.toml`; certificate files it names are read.
@@ -270,7 +314,9 @@ fn parse(
     }
     for host in &mut hosts {
         let hub = domain == "docker.io" && host.name == "registry-1.docker.io";
-        if !names_domain(&host.base, domain) && !hub {
+        let bases = std::iter::once(&host.base).chain(&host.alternate);
+        let own = bases.into_iter().any(|base| names_domain(base, domain));
+        if !own && !hub {
             host.namespace = Some(domain.to_owned());
         }
     }
@@ -293,8 +339,14 @@ fn append_own(
     plain_http: bool,
 ) -> Result<(), Error> {
     for mut host in own(domain, plain_http)? {
-        reader.settings(root, &mut host)?;
-        hosts.push(host);
+        let tls_is_set = reader.settings(root, &mut host)?;
+        // Capabilities are of the server that the file names, if it names one.
+        (host.pull, host.resolve) = (true, true);
+        // A host that is spoken to either way has its order from here on.
+        if tls_is_set {
+            host.alternate = None;
+        }
+        hosts.push(host.prefer_tls(tls_is_set && !plain_http));
     }
     Ok(())
 }
@@ -383,12 +435,12 @@ impl Reader<'_> {
             format!("{path}/v2")
         });
         let mut host = Host::bare(&redact::host_of(&base), base);
-        self.settings(table, &mut host)?;
-        Ok(host)
+        let tls_is_set = self.settings(table, &mut host)?;
+        Ok(host.prefer_tls(tls_is_set))
     }
 
-    /// Everything but the URL: for `[host]` tables and the root alike.
-    fn settings(&self, table: &DeTable<'_>, host: &mut Host) -> Result<(), Error> {
+    /// Everything but the URL: for `[host]` tables and the root alike. True where something is set that only TLS needs.
+    fn settings(&self, table: &DeTable<'_>, host: &mut Host) -> Result<bool, Error> {
         if let Some(value) = table.get("capabilities") {
             let DeValue::Array(list) = value.get_ref() else {
                 return Err(self.wrong(value, "\"capabilities\" has to be a list"));
@@ -397,7 +449,8 @@ impl Reader<'_> {
                 (host.pull, host.resolve) = (false, false);
             }
             for item in list.iter() {
-                match self.string(item, "capabilities")? {
+                let capability = self.string(item, "capabilities")?;
+                match capability.to_ascii_lowercase().as_str() {
                     "pull" => host.pull = true,
                     "resolve" => host.resolve = true,
                     "push" | "referrers" => {}
@@ -411,14 +464,17 @@ impl Reader<'_> {
                 }
             }
         }
-        host.tls.skip_verify = self.boolean(table, "skip_verify")?;
         if let Some(value) = table.get("ca") {
             for name in self.strings(value, "ca")? {
                 host.tls.authorities.push(pem(&self.dir.join(name))?);
             }
+            host.tls.skip_verify = false;
+        }
+        if table.contains_key("skip_verify") {
+            host.tls.skip_verify = self.boolean(table, "skip_verify")?;
         }
         if let Some(value) = table.get("client") {
-            host.tls.identity = self.client(value)?;
+            host.tls.identities = self.client(value)?;
         }
         if let Some(value) = table.get("header") {
             host.headers = self.headers(value)?;
@@ -434,11 +490,12 @@ impl Reader<'_> {
                     )
                 })?;
         }
-        Ok(())
+        let keys = ["ca", "client", "skip_verify"];
+        Ok(keys.into_iter().any(|key| table.contains_key(key)))
     }
 
-    /// One file with both, a list of such, or pairs of certificate and key; the first is shown.
-    fn client(&self, value: &Value<'_>) -> Result<Option<Vec<u8>>, Error> {
+    /// One file with both, a list of such, or pairs of certificate and key.
+    fn client(&self, value: &Value<'_>) -> Result<Vec<Vec<u8>>, Error> {
         let wrong = || {
             self.wrong(
                 value,
@@ -446,9 +503,14 @@ impl Reader<'_> {
             )
         };
         match value.get_ref() {
-            DeValue::String(file) => identity(&self.dir.join(file.as_ref()), None).map(Some),
+            DeValue::String(file) => {
+                identity(&self.dir.join(file.as_ref()), None).map(|identity| vec![identity])
+            }
             DeValue::Array(list) => {
-                let mut first = None;
+                if list.len() > MAX_IDENTITIES {
+                    return Err(self.wrong(value, "more than 16 client certificates"));
+                }
+                let mut identities = Vec::new();
                 for item in list.iter() {
                     let read = match item.get_ref() {
                         DeValue::String(file) => identity(&self.dir.join(file.as_ref()), None)?,
@@ -467,9 +529,9 @@ impl Reader<'_> {
                         }
                         _ => return Err(wrong()),
                     };
-                    first.get_or_insert(read);
+                    identities.push(read);
                 }
-                Ok(first)
+                Ok(identities)
             }
             _ => Err(wrong()),
         }

@@ -6,9 +6,11 @@
 mod answer;
 mod auth;
 mod blob;
+mod connect;
 mod error;
 mod hosts;
 mod metrics;
+mod proxy;
 mod redact;
 mod resolve;
 mod retry;

@@ -15,6 +15,9 @@ use crate::image::{Digest, Hasher, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, Referenc
 
 /// Error bodies are a few hundred bytes.
 const MAX_ERROR_BODY: u64 = 64 << 10;
+/// What to do about a web page.
+pub(super) const PAGE: &str =
+    "; check that it is a registry, and that no proxy or login page is in between";
 /// Times a document is asked for again whose transfer broke.
 const BROKEN_DOCUMENTS: u32 = 3;
 
@@ -140,7 +143,7 @@ impl Repository {
                 return Err(Error::new(
                     ErrorClass::Protocol,
                     format!(
-                        "{}: {} answered a web page ({media_type}), not a manifest; check that it is a registry and that no proxy or login page is in between",
+                        "{}: {} answered a web page{PAGE}",
                         ask.subject, answer.server
                     ),
                 ));
@@ -294,6 +297,10 @@ impl Repository {
                 ErrorClass::NotFound,
                 "it is not there: check repository and tag",
             ),
+            407 => (
+                ErrorClass::Unavailable,
+                "the proxy on the way wants other credentials: check those in HTTP_PROXY",
+            ),
             429 => (
                 ErrorClass::RateLimited,
                 "too many requests: wait, or pull with an account or through a mirror",
@@ -333,7 +340,8 @@ fn speaks_of_get(status: u16) -> bool {
     matches!(status, 401 | 403 | 404 | 408 | 429) || (status >= 500 && status != 501)
 }
 
-fn is_page(media_type: &str) -> bool {
+/// True for the type of a page for people.
+pub(super) fn is_page(media_type: &str) -> bool {
     let media_type = media_type.to_ascii_lowercase();
     matches!(media_type.as_str(), "text/html" | "application/xhtml+xml")
 }
@@ -361,7 +369,7 @@ fn from_head(
         return Err(Error::new(
             ErrorClass::Protocol,
             format!(
-                "{subject}: {} has a manifest of {size} bytes, the limit is {MAX_MANIFEST_BYTES}",
+                "{subject}: {} has a manifest of {size} bytes, the limit is {MAX_MANIFEST_BYTES}; this is no image that can be run",
                 host.name
             ),
         ));
@@ -371,7 +379,10 @@ fn from_head(
         Some(wanted) if *wanted != digest => {
             return Err(Error::new(
                 ErrorClass::Protocol,
-                format!("{subject}: {} answered with {digest} instead", host.name),
+                format!(
+                    "{subject}: {} answered with {digest} instead; check the registry or mirror",
+                    host.name
+                ),
             ));
         }
         _ => {}
@@ -401,7 +412,7 @@ pub(super) fn verify(
     Err(Error::new(
         ErrorClass::Protocol,
         format!(
-            "{subject}: {} sent {} bytes of digest {found}, wanted is {digest}; its content is damaged or changed on the way",
+            "{subject}: {} sent {} bytes of digest {found}, wanted is {digest}; its content is damaged or changed on the way: push it again, or check what is in between",
             host.name,
             bytes.len()
         ),

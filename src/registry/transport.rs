@@ -1,7 +1,6 @@
 //! One HTTP exchange: connections by trust, redirects by hand, limits per host, trying again.
 
 use std::collections::HashMap;
-use std::error::Error as _;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,11 +10,15 @@ use url::Url;
 
 use super::answer::{Answer, causes};
 use super::auth::Tokens;
-use super::hosts::{Host, Tls, is_loopback};
+use super::connect::{Profile, build, is_refused, tls_cause};
+use super::hosts::{Host, Tls};
+use super::proxy::Proxies;
 use super::retry::{self, Failure, Limits, Retry};
 use super::{Config, Error, ErrorClass, Metrics, redact};
 
 const MAX_REDIRECTS: usize = 10;
+/// What to do about a redirect that cannot be followed.
+const REDIRECTED: &str = "; check the registry's own configuration and what stands before it";
 const MAX_CLIENTS: usize = 64;
 const MAX_GATES: usize = 1024;
 /// How long a host that did not answer is asked last.
@@ -30,15 +33,18 @@ pub(super) struct Transport {
     clients: Mutex<HashMap<Profile, reqwest::Client>>,
     gates: Mutex<HashMap<Gate, Arc<Semaphore>>>,
     avoided: Mutex<HashMap<String, Instant>>,
+    /// Which of a host's [`ways`] worked last, by its base.
+    manners: Mutex<HashMap<String, usize>>,
+    proxies: Result<Proxies, Error>,
 }
 
-/// Connections are shared among requests that trust alike.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
-struct Profile {
-    tls: Tls,
-    dial_timeout: Duration,
-    direct: bool,
-    plain: bool,
+/// How a host is spoken to, where that is not known beforehand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Way {
+    /// With the other scheme than that of its base.
+    alternate: bool,
+    /// Which of the client certificates is shown.
+    identity: Option<usize>,
 }
 
 /// Documents do not queue behind blobs, which may be held open for long, nor tokens behind the requests that need them.
@@ -68,6 +74,8 @@ pub(super) struct Call<'a> {
 /// An attempt without an answer.
 enum Attempt {
     Failed(Failure, String),
+    /// Failed as it does where a host is spoken to in a way that is not its own.
+    Misunderstood(Failure, String),
     Refused(Error),
 }
 
@@ -80,6 +88,8 @@ impl Transport {
             clients: Mutex::default(),
             gates: Mutex::default(),
             avoided: Mutex::default(),
+            manners: Mutex::default(),
+            proxies: Proxies::from_env(),
         }
     }
 
@@ -120,10 +130,10 @@ impl Transport {
         };
         let started = Instant::now();
         for attempt in 1.. {
-            let tried = self.follow(call, authorization).await;
+            let tried = self.attempt(call, authorization).await;
             let failure = match &tried {
                 Ok(answer) => Failure::Status(answer.status(), answer.retry_after()),
-                Err(Attempt::Failed(failure, _)) => *failure,
+                Err(Attempt::Failed(failure, _) | Attempt::Misunderstood(failure, _)) => *failure,
                 Err(Attempt::Refused(error)) => return Err(error.clone()),
             };
             let decision = retry::decide(
@@ -148,7 +158,10 @@ impl Transport {
                 }
                 (Retry::GiveUp, Ok(answer)) => return Ok(answer),
                 (Retry::GiveUp, Err(Attempt::Refused(error))) => return Err(error),
-                (Retry::GiveUp, Err(Attempt::Failed(failure, cause))) => {
+                (
+                    Retry::GiveUp,
+                    Err(Attempt::Failed(failure, cause) | Attempt::Misunderstood(failure, cause)),
+                ) => {
                     if !call.foreign && matches!(failure, Failure::Connect | Failure::Timeout) {
                         self.avoid(call.host, Instant::now());
                     }
@@ -157,9 +170,15 @@ impl Transport {
                     } else {
                         call.host.name.clone()
                     };
+                    let remedy = match failure {
+                        Failure::Connect | Failure::Timeout => {
+                            "; check the name, that it runs, and this node's way to it"
+                        }
+                        _ => "",
+                    };
                     return Err(Error::new(
                         ErrorClass::Unavailable,
-                        format!("{}: no answer from {server}: {cause}", call.subject),
+                        format!("{}: no answer from {server}: {cause}{remedy}", call.subject),
                     ));
                 }
             }
@@ -170,23 +189,74 @@ impl Transport {
         ))
     }
 
-    /// One attempt with its redirects.
-    async fn follow(
+    /// One attempt. Where it is open how a host is spoken to, the ways are tried in turn, beginning with the one that
+    /// worked last. If none does, the first one's failure counts.
+    async fn attempt(
         &self,
         call: &Call<'_>,
         authorization: Option<&HeaderValue>,
     ) -> Result<Answer, Attempt> {
-        let permit = self.permit(call).await.map_err(Attempt::Refused)?;
+        // Of the attempt as a whole: an answer that is kept for comparison must not stand in the way of the next.
+        let permit = Arc::new(self.permit(call).await.map_err(Attempt::Refused)?);
+        let ways = ways(call.host);
+        let base = call.host.base.as_str();
+        let known = {
+            let manners = self.manners.lock().unwrap_or_else(PoisonError::into_inner);
+            manners.get(base).copied().unwrap_or(0)
+        };
+        let mut first = None;
+        for turn in 0..ways.len() {
+            let at = (known + turn) % ways.len();
+            let Some(way) = ways.get(at) else { break };
+            let tried = self.follow(call, *way, authorization, &permit).await;
+            if ways.len() > 1 && is_misunderstood(&tried) {
+                first.get_or_insert(tried);
+                continue;
+            }
+            if tried.is_ok() && at != known {
+                let mut manners = self.manners.lock().unwrap_or_else(PoisonError::into_inner);
+                if manners.len() >= MAX_GATES {
+                    // To forget costs a failed attempt each, no more.
+                    manners.clear();
+                }
+                manners.insert(base.to_owned(), at);
+            }
+            return tried;
+        }
+        match first {
+            Some(first) => first,
+            None => self.follow(call, Way::USUAL, authorization, &permit).await,
+        }
+    }
+
+    /// One attempt with its redirects.
+    async fn follow(
+        &self,
+        call: &Call<'_>,
+        way: Way,
+        authorization: Option<&HeaderValue>,
+        permit: &Arc<OwnedSemaphorePermit>,
+    ) -> Result<Answer, Attempt> {
         let refuse = |why: String| {
             Err(Attempt::Refused(Error::new(
                 ErrorClass::Protocol,
                 format!("{}: {} {why}", call.subject, call.host.name),
             )))
         };
-        let mut url = call.url.clone();
+        let (mut start, mut base) = (call.url.clone(), &call.host.base);
+        if way.alternate
+            && let Some(alternate) = &call.host.alternate
+        {
+            base = alternate;
+            if !call.foreign {
+                // Cannot fail between http and https.
+                let _ = start.set_scheme(alternate.scheme());
+            }
+        }
+        let mut url = start.clone();
         let mut seen: Vec<Url> = Vec::new();
         loop {
-            let home = same_server(&call.url, &url);
+            let home = same_server(&start, &url);
             let mut headers = call.headers.clone();
             if !home {
                 headers.remove(header::AUTHORIZATION);
@@ -197,9 +267,10 @@ impl Transport {
             if home && let Some(authorization) = authorization {
                 headers.insert(header::AUTHORIZATION, authorization.clone());
             }
-            let trusted = same_server(&call.host.base, &url);
+            // The proof of who we are is for the host it was configured for.
+            let identity = way.identity.filter(|_| same_server(base, &url));
             let client = self
-                .client(call.host, &url, trusted)
+                .client(call.host, &url, identity)
                 .await
                 .map_err(Attempt::Refused)?;
             let mut request = client
@@ -238,7 +309,7 @@ impl Transport {
                     server,
                     !home,
                     self.config.stall_timeout,
-                    permit,
+                    Arc::clone(permit),
                 ));
             };
             let target = location
@@ -246,25 +317,33 @@ impl Transport {
                 .ok()
                 .and_then(|location| url.join(location).ok());
             let Some(target) = target else {
-                return refuse("redirects to something that is not a URL".to_owned());
+                return refuse(format!(
+                    "redirects to something that is not a URL{REDIRECTED}"
+                ));
             };
             let place = redact::url(&target);
             match (url.scheme(), target.scheme()) {
                 (_, "https") | ("http", "http") => {}
-                ("https", "http") if call.host.base.scheme() == "http" => {}
+                ("https", "http") if call.host.may_be_plain() => {}
                 ("https", "http") => {
                     return refuse(format!(
-                        "redirects from https to plain http ({place}), which is refused"
+                        "redirects from https to plain http ({place}), which is refused{REDIRECTED}"
                     ));
                 }
-                _ => return refuse(format!("redirects to {place}, which is not https")),
+                _ => {
+                    return refuse(format!(
+                        "redirects to {place}, which is not https{REDIRECTED}"
+                    ));
+                }
             }
             seen.push(url);
             if seen.contains(&target) {
-                return refuse(format!("redirects in a loop ({place})"));
+                return refuse(format!("redirects in a loop ({place}){REDIRECTED}"));
             }
             if seen.len() > MAX_REDIRECTS {
-                return refuse(format!("redirects more than {MAX_REDIRECTS} times"));
+                return refuse(format!(
+                    "redirects more than {MAX_REDIRECTS} times{REDIRECTED}"
+                ));
             }
             url = target;
         }
@@ -293,21 +372,27 @@ impl Transport {
             .map_err(|_| Error::new(ErrorClass::Unavailable, "the client is shutting down"))
     }
 
-    async fn client(&self, host: &Host, url: &Url, own: bool) -> Result<reqwest::Client, Error> {
+    async fn client(
+        &self,
+        host: &Host,
+        url: &Url,
+        identity: Option<usize>,
+    ) -> Result<reqwest::Client, Error> {
         let plain = url.scheme() == "http";
-        let mut tls = if plain {
+        let tls = if plain {
             Tls::default()
         } else {
-            host.tls.clone()
+            let identity = identity.and_then(|at| host.tls.identities.get(at));
+            Tls {
+                identities: identity.cloned().into_iter().collect(),
+                ..host.tls.clone()
+            }
         };
-        if !own {
-            // The proof of who we are is for the host it was configured for.
-            tls.identity = None;
-        }
+        let proxies = self.proxies.as_ref().map_err(Clone::clone)?;
         let profile = Profile {
             tls,
             dial_timeout: host.dial_timeout,
-            direct: is_loopback(url),
+            proxy: proxies.for_url(url).cloned(),
             plain,
         };
         let found = {
@@ -330,45 +415,44 @@ impl Transport {
     }
 }
 
-fn build(config: &Config, profile: &Profile, host: &str) -> Result<reqwest::Client, Error> {
-    let wrong = |what: &str| Error::new(ErrorClass::Config, format!("{host}: {what}"));
-    let mut builder = reqwest::Client::builder()
-        .user_agent(config.user_agent.as_str())
-        .redirect(reqwest::redirect::Policy::none())
-        .referer(false)
-        .connect_timeout(profile.dial_timeout)
-        .pool_idle_timeout(Duration::from_secs(60))
-        .pool_max_idle_per_host(config.max_per_host)
-        .tcp_keepalive(Duration::from_secs(30));
-    if profile.direct {
-        builder = builder.no_proxy();
-    }
-    if profile.plain {
-        // Not even the system's certificates are needed, and a node may have none.
-        builder = builder.tls_certs_only([]);
-    } else if profile.tls.skip_verify {
-        builder = builder.tls_danger_accept_invalid_certs(true);
-    } else {
-        let mut authorities = Vec::new();
-        for bundle in &profile.tls.authorities {
-            let read = reqwest::Certificate::from_pem_bundle(bundle)
-                .map_err(|_| wrong("the CA file is not a list of PEM certificates"))?;
-            authorities.extend(read);
+impl Way {
+    /// As the host's base says, without a client certificate.
+    const USUAL: Way = Way {
+        alternate: false,
+        identity: None,
+    };
+}
+
+/// The ways to speak to a host, the likeliest first. Hosts for which all is known have one.
+fn ways(host: &Host) -> Vec<Way> {
+    let mut ways = Vec::new();
+    let bases = [(false, Some(&host.base)), (true, host.alternate.as_ref())];
+    for (alternate, base) in bases {
+        let Some(base) = base else { continue };
+        let count = host.tls.identities.len();
+        if base.scheme() == "http" || count == 0 {
+            ways.push(Way {
+                alternate,
+                identity: None,
+            });
+        } else {
+            ways.extend((0..count).map(|at| Way {
+                alternate,
+                identity: Some(at),
+            }));
         }
-        builder = builder.tls_certs_merge(authorities);
     }
-    if let Some(identity) = &profile.tls.identity {
-        let identity = reqwest::Identity::from_pem(identity).map_err(|_| {
-            wrong("the client certificate and key are not PEM, or one of them is missing")
-        })?;
-        builder = builder.identity(identity);
+    ways
+}
+
+/// True where another way may be the host's. Servers that are spoken to without TLS where they want it, and some that do
+/// not like a certificate, say so with a 400.
+fn is_misunderstood(tried: &Result<Answer, Attempt>) -> bool {
+    match tried {
+        Ok(answer) => answer.status() == 400,
+        Err(Attempt::Misunderstood(..)) => true,
+        Err(Attempt::Failed(..) | Attempt::Refused(_)) => false,
     }
-    builder.build().map_err(|error| {
-        wrong(&format!(
-            "the HTTP client cannot be built: {}; install the system's CA certificates, or name a file with SSL_CERT_FILE",
-            causes(&error.without_url())
-        ))
-    })
 }
 
 /// Same host and port; a step from http to https on the default ports stays with the same server.
@@ -380,32 +464,11 @@ fn same_server(one: &Url, other: &Url) -> bool {
             || (upgrade && one.port().is_none() && other.port().is_none()))
 }
 
-/// The TLS error among the causes. `io::Error` hides what it holds from `source`, and is nested in itself.
-fn tls_cause(error: &reqwest::Error) -> Option<&rustls::Error> {
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let mut held: &(dyn std::error::Error + 'static) = cause;
-        loop {
-            if let Some(tls) = held.downcast_ref::<rustls::Error>() {
-                return Some(tls);
-            }
-            match held
-                .downcast_ref::<std::io::Error>()
-                .and_then(std::io::Error::get_ref)
-            {
-                Some(inner) => held = inner,
-                None => break,
-            }
-        }
-        source = cause.source();
-    }
-    None
-}
-
 fn attempt_of(error: reqwest::Error, call: &Call<'_>, url: &Url) -> Attempt {
     let error = error.without_url();
     let text = causes(&error);
     if let Some(tls) = tls_cause(&error) {
+        let none = call.host.tls.identities.is_empty();
         let remedy = match tls {
             rustls::Error::InvalidCertificate(_) => {
                 "; name its authority with \"ca\" in hosts.toml or add it to the system's certificates"
@@ -413,13 +476,21 @@ fn attempt_of(error: reqwest::Error, call: &Call<'_>, url: &Url) -> Attempt {
             rustls::Error::InvalidMessage(_) => {
                 "; the server may speak plain http: then name it as http:// in hosts.toml"
             }
+            rustls::Error::AlertReceived(_) if none => {
+                "; the server may want a client certificate: name one with \"client\" in hosts.toml"
+            }
+            rustls::Error::AlertReceived(_) => {
+                "; the server may not take the client certificate that hosts.toml names"
+            }
             _ => "",
         };
         let place = redact::host_of(url);
-        return Attempt::Failed(
-            Failure::Permanent,
-            format!("TLS with {place}: {text}{remedy}"),
-        );
+        let text = format!("TLS with {place}: {text}{remedy}");
+        // A certificate that is not trusted is no reason to go on without any.
+        return match tls {
+            rustls::Error::InvalidCertificate(_) => Attempt::Failed(Failure::Permanent, text),
+            _ => Attempt::Misunderstood(Failure::Permanent, text),
+        };
     }
     if error.is_builder() {
         return Attempt::Refused(Error::new(
@@ -430,12 +501,13 @@ fn attempt_of(error: reqwest::Error, call: &Call<'_>, url: &Url) -> Attempt {
             ),
         ));
     }
-    let failure = if error.is_timeout() {
-        Failure::Timeout
-    } else {
-        Failure::Connect
-    };
-    Attempt::Failed(failure, text)
+    if error.is_timeout() {
+        return Attempt::Failed(Failure::Timeout, text);
+    }
+    if is_refused(&error) {
+        return Attempt::Failed(Failure::Connect, text);
+    }
+    Attempt::Misunderstood(Failure::Connect, text)
 }
 
 #[cfg(test)]

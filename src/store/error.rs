@@ -71,7 +71,7 @@ pub enum Error {
     },
     /// The bytes are not those the digest names.
     #[error(
-        "layer {expected}: the bytes received have digest {found}; the registry or a mirror served wrong content"
+        "layer {expected}: the bytes received have digest {found}; the registry or a mirror served wrong content: pull again, or push the image again"
     )]
     DigestMismatch {
         /// Asked for.
@@ -80,7 +80,9 @@ pub enum Error {
         found: Digest,
     },
     /// More or fewer bytes than the manifest says.
-    #[error("layer {blob}: {found} bytes received, the manifest says {expected}")]
+    #[error(
+        "layer {blob}: {found} bytes received, the manifest says {expected}; the image is damaged at the registry, push it again"
+    )]
     SizeMismatch {
         /// The blob.
         blob: Digest,
@@ -90,7 +92,7 @@ pub enum Error {
         found: u64,
     },
     /// Bad gzip, zstd or tar.
-    #[error("layer {blob}: {cause}")]
+    #[error("layer {blob}: {cause}; the layer cannot be used, build the image anew and push it")]
     BadLayer {
         /// The blob.
         blob: Digest,

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Instant;
 
 use hashbrown::{HashMap, HashSet};
 
@@ -30,7 +31,7 @@ impl Store {
         repair: bool,
         progress: &mut dyn FnMut(u64, u64),
     ) -> Result<FsckReport, Error> {
-        let inner = &self.inner;
+        let (inner, began) = (&self.inner, Instant::now());
         let mut report = FsckReport::default();
         if let Some(cause) = inner.take_database_damage() {
             report.damaged.push(Damage {
@@ -58,6 +59,7 @@ impl Store {
         inner.report_orphans(&mut report, repair)?;
         inner.sweep(&unused)?;
         inner.metrics.found(&report);
+        inner.metrics.took("fsck", began.elapsed());
         inner.measure();
         Ok(report)
     }

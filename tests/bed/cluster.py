@@ -259,14 +259,15 @@ class Cluster:
         make_keys(self.root / "pki", self.service_ip())
         (self.root / "etcd-delay").write_text("0")
         users = USERS | {"kubelet": (f"system:node:{self.node().name}", "system:nodes")}
-        self.set["tokens"] = {user: secrets.token_hex(16) for user in users}
-        self.save()
-        lines = [f'{self.set["tokens"][user]},{name},{user},"{groups}"' for user, (name, groups) in users.items()]
+        tokens = {user: secrets.token_hex(16) for user in users}
+        lines = [f'{tokens[user]},{name},{user},"{groups}"' for user, (name, groups) in users.items()]
         (self.root / "pki/tokens.csv").write_text("\n".join(lines) + "\n")
         ca = (self.root / "pki/ca.crt").read_bytes()
         server = f'https://127.0.0.1:{self.set["ports"]["apiserver"]}'
-        for user, token in self.set["tokens"].items():
+        for user, token in tokens.items():
             (self.root / f"{user}.kubeconfig").write_text(kubeconfig(server, ca, token))
+        # Last of all: who finds them finds the rest.
+        self.set["tokens"] = tokens
 
     def service_ip(self):
         """Of the service `kubernetes`: the first one there is."""
@@ -299,6 +300,7 @@ class Cluster:
                     f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
                     f"--client-ca-file={pki}/ca.crt", f"--token-auth-file={pki}/tokens.csv",
                     f"--kubelet-client-certificate={pki}/kubelet-client.crt", f"--kubelet-client-key={pki}/kubelet-client.key",
+                    "--kubelet-preferred-address-types=InternalIP",
                     "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
                     f"--service-account-key-file={pki}/sa.key", f"--service-account-signing-key-file={pki}/sa.key",
                     f"--service-account-issuer={issuer}", f"--api-audiences={issuer}",
@@ -381,6 +383,8 @@ class Cluster:
         try:
             if fresh:
                 self.prepare(direct)
+            if "tokens" not in self.set:
+                raise Broken(f"an up was interrupted in {self.root}: end it with down")
             self.set["bin"] = folder
             self.set["node"] |= node
             self.save()
@@ -460,23 +464,28 @@ def tools(node):
 async def proxy(address, target, delay_file):
     async def carry(reader, writer, delay):
         """In order, each piece so much later; what follows does not wait for what is under way."""
-        pieces = asyncio.Queue(maxsize=1024)
+        pieces = asyncio.Queue(maxsize=256)
 
-        async def send():
+        async def read():
+            while data := await reader.read(1 << 16):
+                await pieces.put((time.monotonic() + delay(), data))
+            await pieces.put(None)
+
+        async def write():
             while piece := await pieces.get():
                 due, data = piece
                 await asyncio.sleep(max(0, due - time.monotonic()))
                 writer.write(data)
                 await writer.drain()
 
-        sending = asyncio.create_task(send())
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 18):
-                await pieces.put((time.monotonic() + delay(), data))
-        await pieces.put(None)
-        with contextlib.suppress(OSError):
-            await sending
-        writer.close()
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(read())
+                both.create_task(write())
+        except* OSError:
+            pass
+        finally:
+            writer.close()
 
     def delay():
         with contextlib.suppress(OSError, ValueError):
@@ -530,6 +539,8 @@ def hold(folder, up):
         print("ready", flush=True)
         sys.stdin.buffer.read()
     finally:
+        for number in [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
+            signal.signal(number, signal.SIG_IGN)
         with locked(folder) as cluster:
             cluster.down()
 

@@ -11,7 +11,7 @@ if [ "$(id -u)" = 0 ]; then node=(--node); else echo "bed: not root, so there wi
 "$here/cluster.sh" up "$dir" "${node[@]+"${node[@]}"}"
 export KUBECONFIG=$dir/admin.kubeconfig
 bin=$("$here/tools.sh" kubectl)
-if crds=$("$LARDER" crds 2>/dev/null); then
+if crds=$("$LARDER" crds); then
     "$bin/kubectl" apply --server-side -f - <<<"$crds"
 else
     echo "bed: this larder has no custom resources to install" >&2

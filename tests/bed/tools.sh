@@ -25,6 +25,7 @@ node="runc containerd containerd-shim-runc-v2 ctr crictl kubelet cni/bridge cni/
 
 bed=${LARDER_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-bed}
 bin=$bed/bin
+own=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/criclient
 mkdir -p "$bin/cni" "$bed/src"
 
 say() { echo "bed: $*" >&2; }
@@ -44,6 +45,10 @@ recipe() {
         ;;
     grpcurl)
         version=$GRPCURL module=github.com/fullstorydev/grpcurl package=cmd/grpcurl
+        ;;
+    criclient)
+        # A program of our own around kubelet's image client.
+        version=$(cat "$own/go.mod" "$own/main.go" | cksum | tr ' ' -) module=. package=
         ;;
     kube-apiserver | kube-controller-manager | kube-scheduler | kubectl | kubelet)
         # They compare versions with each other, so the version must be in them.
@@ -100,6 +105,7 @@ find_go() {
         chmod +x "$bed/$GO.new"/bin/* "$bed/$GO.new"/pkg/tool/*/*
         mv "$bed/$GO.new" "$bed/$GO"
     fi
+    unset GOROOT
     export PATH="$bed/$GO/bin:$PATH"
 }
 
@@ -116,6 +122,14 @@ checkout() {
     local name
     name=${1%/v[0-9]}
     local dir=$bed/src/${name##*/}-$2
+    if [ "$1" = . ]; then
+        # Copied, for go writes a go.sum beside it.
+        dir=$bed/src/criclient
+        mkdir -p "$dir"
+        cp "$own/go.mod" "$own/main.go" "$dir/"
+        echo "$dir"
+        return
+    fi
     if [ ! -f "$dir/go.mod" ]; then
         local info from
         mkdir -p "$dir"
@@ -127,8 +141,8 @@ checkout() {
         # A sibling module replaced by path in the author's checkout is not there: use its release. Those of
         # Kubernetes are required as v0.0.0 and released as v0.MINOR.PATCH.
         sed -i -E -e "s|=> \./staging/src/(.*)|=> \1 v0.${2#v1.}|" -e '/=> \.{1,2}\//d' "$dir/go.mod.new"
+        go mod edit -require "$1@$2" "$dir/go.mod.new"
         mv "$dir/go.mod.new" "$dir/go.mod"
-        (cd "$dir" && go mod edit -require "$1@$2")
     fi
     echo "$dir"
 }

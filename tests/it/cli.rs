@@ -11,12 +11,13 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "agent",
     "pull",
     "images",
     "inspect",
     "rmi",
+    "status",
     "df",
     "fsck",
     "unpack",
@@ -183,6 +184,115 @@ fn completions_know_every_verb() {
             assert!(script.out.contains(verb), "{shell}: {verb}");
         }
     }
+}
+
+#[test]
+fn completions_load() {
+    let dir = tempfile::tempdir().unwrap();
+    for (shell, ask) in [
+        (
+            "bash",
+            "set -eu; . ./script; COMP_WORDS=(larder im); COMP_CWORD=1; _larder larder im larder; echo ${COMPREPLY[@]}",
+        ),
+        (
+            "zsh",
+            "autoload -U compinit; compinit -u -D; . ./script; whence _larder >/dev/null; echo images",
+        ),
+        ("fish", ". ./script; complete -C 'larder im'"),
+    ] {
+        let Some(program) = crate::support::program(shell) else {
+            crate::support::skip(
+                &format!("completions_load ({shell})"),
+                &format!("{shell} is not installed"),
+            );
+            continue;
+        };
+        std::fs::write(dir.path().join("script"), bare(&["completions", shell]).out).unwrap();
+        let ran = run(Command::new(program)
+            .args(["-c", ask])
+            .env("HOME", dir.path())
+            .current_dir(dir.path())
+            .stdin(Stdio::null()));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{shell}: {ran:?}");
+        assert!(ran.out.starts_with("images"), "{shell}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_below_the_output_is_a_failure() {
+    for args in [&["--help"][..], &["completions", "bash"], &["version"]] {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let ran = run(larder().args(args).stdout(full));
+        assert_eq!(ran.code, 1, "{args:?}: {ran:?}");
+        assert!(ran.err.contains("standard output"), "{args:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn the_configuration_in_force_can_be_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, "[registry]\nattempts = 2\nmax_per_host = 3\n").unwrap();
+    let check = |args: &[&str]| {
+        run(larder()
+            .env("LARDER_REGISTRY_ATTEMPTS", "4")
+            .args(["--root", "/flag", "agent", "--check", "--config"])
+            .arg(&file)
+            .args(args))
+    };
+    let shown = check(&[]);
+    for (key, origin) in [
+        ("root = \"/flag\"", "# --root".to_owned()),
+        (
+            "hosts_dirs = [\"/nonexistent\"]",
+            "# LARDER_HOSTS_DIR".to_owned(),
+        ),
+        (
+            "registry.attempts = 4",
+            "# LARDER_REGISTRY_ATTEMPTS".to_owned(),
+        ),
+        (
+            "registry.max_per_host = 3",
+            format!("# {}: line 3", file.display()),
+        ),
+        ("drain_timeout = \"20s\"", "# default".to_owned()),
+    ] {
+        let line = shown.line().lines().find(|line| line.starts_with(key));
+        assert!(
+            line.is_some_and(|line| line.ends_with(&origin)),
+            "{key}: {shown:?}"
+        );
+    }
+    // What it prints is a configuration that makes the same.
+    let again = dir.path().join("again.toml");
+    std::fs::write(&again, &shown.out).unwrap();
+    let ran = run(larder()
+        .env_remove("LARDER_SOCKET")
+        .env_remove("LARDER_HOSTS_DIR")
+        .args(["agent", "--check", "-o", "json", "--config"])
+        .arg(&again));
+    let (before, after) = (check(&["-o", "json"]).json(), ran.json());
+    for (before, after) in before
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(after.as_array().unwrap())
+    {
+        assert_eq!(
+            (&before["key"], &before["value"]),
+            (&after["key"], &after["value"])
+        );
+    }
+    std::fs::write(&file, "[registry]\nattempts = 0\n").unwrap();
+    let ran = run(larder().args(["agent", "--check", "--config"]).arg(&file));
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.err.contains("line 2: registry.attempts: 0 is not"),
+        "{ran:?}"
+    );
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod agent;
+mod bad_input;
 mod cli;
 mod cluster;
+mod controller;
 mod crash;
 mod demo;
 mod doors;
@@ -11,8 +13,10 @@ mod ingest;
 mod licences;
 mod operation;
 mod pull;
+mod reach;
 mod real;
 mod registry;
+mod secrets;
 mod support;
 mod tidy;
 mod wire;

@@ -7,6 +7,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 
 use crate::support::build::{self, BuiltImage};
+use crate::support::hub::Hub;
 use crate::support::need;
 use crate::support::process::{AgentProcess, Distribution, Ended, run};
 
@@ -165,6 +166,21 @@ async fn grpcurl_finds_its_way_by_reflection() {
     }
     let health = call(&["grpc.health.v1.Health/Check"]).ok();
     assert!(health.contains("SERVING"), "{health}");
+    for service in [
+        "runtime.v1.ImageService",
+        "runtime.v1.RuntimeService",
+        "larder.v1.Images",
+    ] {
+        let asked = format!("{{\"service\":\"{service}\"}}");
+        let health = call(&["-d", &asked, "grpc.health.v1.Health/Check"]).ok();
+        assert!(health.contains("\"SERVING\""), "{service}: {health}");
+    }
+    let nobody = call(&[
+        "-d",
+        "{\"service\":\"no.Service\"}",
+        "grpc.health.v1.Health/Check",
+    ]);
+    assert!(nobody.failure().contains("NotFound"));
     let version = call(&["runtime.v1.RuntimeService/Version"]).ok();
     assert!(version.contains("\"runtimeName\": \"larder\""), "{version}");
     let usage: Value = serde_json::from_str(&call(&["larder.v1.Images/Usage"]).ok()).unwrap();
@@ -175,6 +191,70 @@ async fn grpcurl_finds_its_way_by_reflection() {
         "runtime.v1.ImageService/PullImage",
     ]);
     assert!(refused.failure().contains("InvalidArgument"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn calls_of_a_runtime_are_shown_the_way_to_one() {
+    let Some([crictl]) = need("calls_of_a_runtime_are_shown_the_way_to_one", ["crictl"]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(dir.path());
+    let crictl = Crictl {
+        program: crictl,
+        agent: &agent,
+    };
+    assert!(crictl.run(&["version"]).ok().contains("larder"));
+    for verb in ["ps", "pods", "stats", "info"] {
+        let told = crictl.run(&[verb]).failure();
+        for word in [
+            "Unimplemented",
+            "larder serves images only",
+            "--runtime-endpoint",
+            "containerRuntimeEndpoint",
+        ] {
+            assert!(told.contains(word), "{verb}: {word}: {told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubelet_s_own_client_is_served() {
+    let Some([client]) = need("kubelet_s_own_client_is_served", ["criclient"]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().unwrap();
+    let hub = Hub::start().await;
+    let image = small("app", "1002:users");
+    hub.push("team/app", "1", &image);
+    let agent = AgentProcess::start(dir.path());
+    let name = hub.reference("team/app:1");
+    for mode in ["unary", "stream"] {
+        let mut command = Command::new(&client);
+        command.args([&agent.endpoint(), &name, mode]);
+        let ended = tokio::task::spawn_blocking(move || run(&mut command));
+        let seen: Value = serde_json::from_str(&ended.await.unwrap().ok()).unwrap();
+        assert_eq!(seen["Pulled"], image.id(), "{seen}");
+        let [listed] = &seen["Listed"].as_array().unwrap()[..] else {
+            panic!("{mode}: one image in {seen}")
+        };
+        assert_eq!(listed["id"], image.id());
+        assert_eq!(listed["repo_tags"], json!([name]));
+        assert_eq!(listed["uid"]["value"], 1002);
+        assert_eq!(&seen["Status"], listed, "{mode}");
+        assert!(seen["Info"]["info"].as_str().unwrap().contains("chainID"));
+        assert_eq!(
+            (&seen["Filtered"], &seen["Containers"]),
+            (&json!(1), &json!(1))
+        );
+        assert!(dir.path().starts_with(seen["Mountpoint"].as_str().unwrap()));
+        assert!(seen["UsedBytes"].as_u64().unwrap() > 9000);
+        assert_eq!(seen["AfterRemoval"], Value::Null);
+        assert_eq!(seen["Left"], 0);
+        let refused = seen["Refused"].as_str().unwrap();
+        assert!(refused.contains("code = NotFound"), "{refused}");
+        assert!(refused.contains("check repository and tag"), "{refused}");
+    }
 }
 
 /// Specs of images that need no container. One is bound by digest to content that is not ours to copy.

@@ -5,12 +5,13 @@ use std::path::Path;
 use std::time::Duration;
 
 use http::Method;
-use larder::image::{Compression, Descriptor, Digest, Reference};
+use larder::image::{Descriptor, Digest, Reference};
 use larder::registry::{
     Access, BlobStream, Client, Config, Credentials, Error, ErrorClass, Metrics, Repository,
 };
 
-use crate::support::registry::{Auth, FakeRegistry, Fault, LayerSpec, Pushed, TokenServer};
+use crate::support::build::{self, BuiltImage, BuiltLayer};
+use crate::support::hub::{Auth, Authority, Fault, Hub, Tls, TokenServer};
 use crate::support::skip;
 
 fn config() -> Config {
@@ -44,33 +45,55 @@ fn basic(user: &str, password: &str) -> Credentials {
     }
 }
 
+/// The descriptor of a blob with these bytes.
+fn descriptor(media_type: &str, bytes: &[u8]) -> Descriptor {
+    Descriptor {
+        media_type: media_type.to_owned(),
+        digest: Digest::sha256(bytes),
+        size: bytes.len() as u64,
+        platform: None,
+        annotations: std::collections::BTreeMap::new(),
+    }
+}
+
+/// An image of one layer, which is its own blob.
+fn image(layer: &[u8]) -> BuiltImage {
+    let media_type = "application/vnd.oci.image.layer.v1.tar";
+    let layer: BuiltLayer = build::layer(layer, layer.to_vec(), media_type);
+    BuiltImage::new(&[layer])
+}
+
 /// A registry with one image, and a client that has made no request.
 struct Bench {
-    fake: FakeRegistry,
+    hub: Hub,
     client: Client,
     reference: Reference,
-    image: Pushed,
     layer: Vec<u8>,
+    image: BuiltImage,
+    /// Of the manifest.
+    digest: Digest,
+    config: Descriptor,
+    blob: Descriptor,
 }
 
 impl Bench {
     async fn new() -> Self {
-        Self::on(FakeRegistry::start().await, client())
+        Self::on(Hub::start().await, client())
     }
-    fn on(fake: FakeRegistry, client: Client) -> Self {
+    fn on(hub: Hub, client: Client) -> Self {
         let layer: Vec<u8> = (0..200_000_u32).flat_map(u32::to_le_bytes).collect();
-        let spec = LayerSpec {
-            tar: layer.clone(),
-            compression: Compression::None,
-        };
-        let image = fake.push_image("team/app", Some("v1"), &[spec]);
-        let reference = reference(&format!("{}/team/app:v1", fake.domain()));
+        let image = image(&layer);
+        hub.push("team/app", "v1", &image);
+        let reference = reference(&hub.reference("team/app:v1"));
         Bench {
-            fake,
+            hub,
             client,
             reference,
-            image,
+            digest: Digest::sha256(&image.manifest),
+            config: descriptor(build::CONFIG, &image.config),
+            blob: descriptor(image.layers[0].media_type, &layer),
             layer,
+            image,
         }
     }
     fn open(&self) -> Repository {
@@ -80,7 +103,7 @@ impl Bench {
         open(&self.client, &self.reference, credentials)
     }
     fn blob(&self) -> &Descriptor {
-        &self.image.layers[0]
+        &self.blob
     }
 }
 
@@ -113,30 +136,28 @@ fn everything_moves_between_threads() {
 async fn an_anonymous_resolve_is_one_request() {
     let bench = Bench::new().await;
     let resolved = bench.open().resolve(&bench.reference).await.unwrap();
-    assert_eq!(resolved.digest, bench.image.digest);
-    assert_eq!(resolved.size, bench.image.size);
-    assert_eq!(resolved.host, bench.fake.domain());
+    assert_eq!(resolved.digest, bench.digest);
+    assert_eq!(resolved.size, bench.image.manifest.len() as u64);
+    assert_eq!(resolved.host, bench.hub.host);
     assert!(resolved.body.is_none());
-    assert_eq!(bench.fake.take_lines(), ["HEAD /v2/team/app/manifests/v1"]);
+    assert_eq!(bench.hub.take_log(), ["HEAD /v2/team/app/manifests/v1"]);
 }
 
 #[tokio::test]
 async fn an_image_comes_whole() {
     let bench = Bench::new().await;
     let repository = bench.open();
-    let fetched = repository.manifest(&bench.image.digest).await.unwrap();
-    assert_eq!(Digest::sha256(&fetched.bytes), bench.image.digest);
+    let fetched = repository.manifest(&bench.digest).await.unwrap();
+    assert_eq!(Digest::sha256(&fetched.bytes), bench.digest);
     assert_eq!(
         fetched.media_type,
         "application/vnd.oci.image.manifest.v1+json"
     );
-    let config = repository
-        .blob_bytes(&bench.image.config, 1 << 20)
-        .await
-        .unwrap();
-    assert_eq!(Digest::sha256(&config), bench.image.config.digest);
+    let config = repository.blob_bytes(&bench.config, 1 << 20).await.unwrap();
+    assert_eq!(Digest::sha256(&config), bench.config.digest);
     assert!(read(&repository, bench.blob()).await.unwrap() == bench.layer);
-    let empty = bench.fake.push_blob("team/app", "x/y", b"");
+    let empty = descriptor("x/y", b"");
+    bench.hub.put_blob("team/app", &build::digest(b""), b"");
     assert!(read(&repository, &empty).await.unwrap().is_empty());
     let limit = repository.blob_bytes(bench.blob(), 10).await.unwrap_err();
     assert_eq!(limit.class(), ErrorClass::Protocol);
@@ -151,31 +172,29 @@ async fn a_head_that_tells_too_little_becomes_a_get() {
         Fault::Status(501),
     ] {
         let bench = Bench::new().await;
-        bench.fake.fault(Method::HEAD, "/manifests/", fault.clone());
+        bench.hub.fault(Method::HEAD, "/manifests/", fault.clone());
         let resolved = bench.open().resolve(&bench.reference).await.unwrap();
-        assert_eq!(resolved.digest, bench.image.digest, "{fault:?}");
+        assert_eq!(resolved.digest, bench.digest, "{fault:?}");
         let body = resolved.body.expect("the document is kept");
-        assert_eq!(Digest::sha256(&body), bench.image.digest);
-        assert_eq!(bench.fake.take_lines().len(), 2);
+        assert_eq!(Digest::sha256(&body), bench.digest);
+        assert_eq!(bench.hub.take_log().len(), 2);
     }
 }
 
 #[tokio::test]
 async fn a_digest_rules_over_the_tag() {
     let bench = Bench::new().await;
-    let other = bench.fake.push_image("team/app", Some("v2"), &[]);
-    let text = format!("{}/team/app:v2@{}", bench.fake.domain(), bench.image.digest);
+    let other = image(b"other");
+    bench.hub.push("team/app", "v2", &other);
+    let text = format!("{}/team/app:v2@{}", bench.hub.host, bench.digest);
     let both = reference(&text);
     let resolved = bench.open().resolve(&both).await.unwrap();
-    assert_eq!(resolved.digest, bench.image.digest);
-    let told = Fault::WrongDigest(other.digest.to_string());
-    bench.fake.fault(Method::HEAD, "/manifests/", told);
+    assert_eq!(resolved.digest, bench.digest);
+    let told = Fault::WrongDigest(other.digest());
+    bench.hub.fault(Method::HEAD, "/manifests/", told);
     let error = bench.open().resolve(&both).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
-    assert!(
-        error.to_string().contains(&other.digest.to_string()),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&other.digest()), "{error}");
 }
 
 #[tokio::test]
@@ -189,12 +208,12 @@ async fn statuses_have_their_classes_and_final_ones_are_not_repeated() {
         (503, ErrorClass::Server, 3),
     ] {
         let bench = Bench::new().await;
-        bench.fake.fault(Method::HEAD, "", Fault::Status(status));
+        bench.hub.fault(Method::HEAD, "", Fault::Status(status));
         let error = bench.open().resolve(&bench.reference).await.unwrap_err();
         assert_eq!(error.class(), class, "{error}");
         assert!(error.to_string().contains("team/app:v1"), "{error}");
-        assert!(error.to_string().contains(&bench.fake.domain()), "{error}");
-        assert_eq!(bench.fake.take_seen().len(), requests, "{status}");
+        assert!(error.to_string().contains(&bench.hub.host), "{error}");
+        assert_eq!(bench.hub.take_seen().len(), requests, "{status}");
     }
 }
 
@@ -212,38 +231,34 @@ async fn missing_things_name_the_code_of_the_registry() {
 async fn waits_asked_for_are_kept_and_long_ones_refused() {
     let bench = Bench::new().await;
     let busy = |wait: &str| Fault::StatusAfter(429, wait.to_owned());
-    bench.fake.fault_times(Method::HEAD, "", busy("1"), 1);
+    bench.hub.fault_times(Method::HEAD, "", busy("1"), 1);
     let start = std::time::Instant::now();
     bench.open().resolve(&bench.reference).await.unwrap();
     assert!(start.elapsed() >= Duration::from_secs(1));
-    bench.fake.take_seen();
-    bench.fake.fault(Method::HEAD, "", busy("4000"));
+    bench.hub.take_seen();
+    bench.hub.fault(Method::HEAD, "", busy("4000"));
     let error = bench.open().resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::RateLimited);
     assert!(error.to_string().contains("4000"), "{error}");
-    assert_eq!(bench.fake.take_seen().len(), 1);
+    assert_eq!(bench.hub.take_seen().len(), 1);
 }
 
 #[tokio::test]
 async fn web_pages_and_wrong_bytes_are_no_manifests() {
     let bench = Bench::new().await;
-    bench.fake.fault(Method::HEAD, "/manifests/", Fault::Html);
-    bench.fake.fault(Method::GET, "/manifests/", Fault::Html);
+    bench.hub.fault(Method::HEAD, "/manifests/", Fault::Html);
+    bench.hub.fault(Method::GET, "/manifests/", Fault::Html);
     let error = bench.open().resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
     assert!(error.to_string().contains("web page"), "{error}");
-    bench.fake.heal();
+    bench.hub.heal();
     bench
-        .fake
+        .hub
         .fault(Method::GET, "/manifests/", Fault::WrongBytes);
-    let error = bench
-        .open()
-        .manifest(&bench.image.digest)
-        .await
-        .unwrap_err();
+    let error = bench.open().manifest(&bench.digest).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
-    bench.fake.fault(Method::GET, "/blobs/", Fault::WrongBytes);
-    let error = bench.open().blob_bytes(&bench.image.config, 1 << 20).await;
+    bench.hub.fault(Method::GET, "/blobs/", Fault::WrongBytes);
+    let error = bench.open().blob_bytes(&bench.config, 1 << 20).await;
     assert_eq!(error.unwrap_err().class(), ErrorClass::Protocol);
 }
 
@@ -252,11 +267,11 @@ async fn a_manifest_over_the_limit_is_refused() {
     let bench = Bench::new().await;
     let large = vec![b' '; (4 << 20) + 1];
     bench
-        .fake
-        .push_manifest("team/app", Some("v1"), "application/json", &large);
+        .hub
+        .put_manifest("team/app", "v1", &large, "application/json");
     let error = bench.open().resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
-    bench.fake.fault(Method::HEAD, "", Fault::NoDigest);
+    bench.hub.fault(Method::HEAD, "", Fault::NoDigest);
     let error = bench.open().resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
 }
@@ -265,16 +280,16 @@ async fn a_manifest_over_the_limit_is_refused() {
 async fn broken_transfers_go_on_where_they_stopped() {
     let bench = Bench::new().await;
     bench
-        .fake
+        .hub
         .fault_times(Method::GET, "/blobs/", Fault::Cut(300_000), 1);
     bench
-        .fake
+        .hub
         .fault_times(Method::GET, "/blobs/", Fault::Short(100_000), 2);
     bench
-        .fake
+        .hub
         .fault_times(Method::GET, "/blobs/", Fault::Stall(50_000), 3);
     assert!(read(&bench.open(), bench.blob()).await.unwrap() == bench.layer);
-    let seen = bench.fake.take_seen();
+    let seen = bench.hub.take_seen();
     assert_eq!(seen.len(), 4);
     assert_eq!(seen[0].header("range"), None);
     for later in &seen[1..] {
@@ -289,17 +304,21 @@ async fn broken_transfers_go_on_where_they_stopped() {
 async fn slow_is_not_stalled() {
     let bench = Bench::new().await;
     let drip = Fault::Drip(100_000, Duration::from_millis(100));
-    bench.fake.fault(Method::GET, "/blobs/", drip);
+    bench.hub.fault(Method::GET, "/blobs/", drip);
     assert!(read(&bench.open(), bench.blob()).await.unwrap() == bench.layer);
-    assert_eq!(bench.fake.take_seen().len(), 1);
+    assert_eq!(bench.hub.take_seen().len(), 1);
 }
 
 #[tokio::test]
 async fn an_index_is_served_with_its_type() {
     let bench = Bench::new().await;
-    let other = bench.fake.push_image_for("team/app", None, "arm64", &[]);
-    let images = [("amd64", &bench.image), ("arm64", &other)];
-    let digest = bench.fake.push_index("team/app", Some("v1"), &images);
+    let other = BuiltImage::with_config(&[], &build::config("arm64", &[]));
+    let index = build::index(&[
+        ("linux/amd64", &bench.image.manifest, build::MANIFEST),
+        ("linux/arm64", &other.manifest, build::MANIFEST),
+    ]);
+    bench.hub.push_index("team/app", "v1", &index);
+    let digest = Digest::sha256(&index);
     let resolved = bench.open().resolve(&bench.reference).await.unwrap();
     assert_eq!(resolved.digest, digest);
     assert_eq!(
@@ -307,7 +326,7 @@ async fn an_index_is_served_with_its_type() {
         "application/vnd.oci.image.index.v1+json"
     );
     let typed = Fault::ContentType("application/vnd.oci.image.index.v1+json; charset=utf-8");
-    bench.fake.fault(Method::GET, "/manifests/", typed);
+    bench.hub.fault(Method::GET, "/manifests/", typed);
     let fetched = bench.open().manifest(&digest).await.unwrap();
     assert_eq!(
         fetched.media_type,
@@ -318,21 +337,21 @@ async fn an_index_is_served_with_its_type() {
 #[tokio::test]
 async fn a_server_without_ranges_serves_again_from_the_start() {
     let bench = Bench::new().await;
-    bench.fake.fault(Method::GET, "/blobs/", Fault::IgnoreRange);
+    bench.hub.fault(Method::GET, "/blobs/", Fault::IgnoreRange);
     bench
-        .fake
+        .hub
         .fault_times(Method::GET, "/blobs/", Fault::Cut(300_000), 1);
     assert!(read(&bench.open(), bench.blob()).await.unwrap() == bench.layer);
-    assert_eq!(bench.fake.take_seen().len(), 2);
+    assert_eq!(bench.hub.take_seen().len(), 2);
 }
 
 #[tokio::test]
 async fn transfers_without_progress_end() {
     let bench = Bench::new().await;
     bench
-        .fake
+        .hub
         .fault_times(Method::GET, "/blobs/", Fault::Cut(1000), 1);
-    bench.fake.fault(Method::GET, "/blobs/", Fault::Stall(0));
+    bench.hub.fault(Method::GET, "/blobs/", Fault::Stall(0));
     let error = read(&bench.open(), bench.blob())
         .await
         .map(drop)
@@ -354,15 +373,15 @@ async fn sizes_are_those_of_the_manifest() {
         message.contains("800000") && message.contains("800007"),
         "{error}"
     );
-    bench.fake.fault(Method::GET, "/blobs/", Fault::Excess(5));
+    bench.hub.fault(Method::GET, "/blobs/", Fault::Excess(5));
     let error = read(&bench.open(), bench.blob())
         .await
         .map(drop)
         .unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
-    bench.fake.heal();
+    bench.hub.heal();
     bench
-        .fake
+        .hub
         .fault(Method::GET, "/blobs/", Fault::Short(usize::MAX));
     let error = read(&bench.open(), &wrong).await.map(drop).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Broken);
@@ -371,29 +390,24 @@ async fn sizes_are_those_of_the_manifest() {
 #[tokio::test]
 async fn a_silent_registry_is_unavailable() {
     let bench = Bench::new().await;
-    bench.fake.fault(Method::HEAD, "", Fault::Never);
+    bench.hub.fault(Method::HEAD, "", Fault::Never);
     let hosts = hosts_dir(
-        &bench.fake.domain(),
-        &format!(
-            "server = \"{}\"\ndial_timeout = \"200ms\"",
-            bench.fake.url()
-        ),
+        &bench.hub.host,
+        &format!("server = \"{}\"\ndial_timeout = \"200ms\"", bench.hub.url()),
     );
     let client = with_hosts(hosts.path());
     let repository = open(&client, &bench.reference, Credentials::Anonymous);
     let error = repository.resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable);
-    assert_eq!(bench.fake.take_seen().len(), 2);
+    assert_eq!(bench.hub.take_seen().len(), 2);
 }
 
 #[tokio::test]
 async fn a_registry_that_is_gone_is_unavailable() {
     let bench = Bench::new().await;
     let repository = bench.open();
-    let Bench {
-        fake, reference, ..
-    } = bench;
-    drop(fake);
+    let Bench { hub, reference, .. } = bench;
+    drop(hub);
     let error = repository.resolve(&reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unavailable);
     assert!(error.to_string().contains("refused"), "{error}");
@@ -403,12 +417,12 @@ async fn a_registry_that_is_gone_is_unavailable() {
 async fn basic_credentials_are_shown_when_asked_for() {
     let bench = Bench::new().await;
     bench
-        .fake
+        .hub
         .set_auth(Auth::Basic("u".to_owned(), "p".to_owned()));
     let repository = bench.open_as(basic("u", "p"));
     repository.resolve(&bench.reference).await.unwrap();
-    repository.manifest(&bench.image.digest).await.unwrap();
-    let seen = bench.fake.take_seen();
+    repository.manifest(&bench.digest).await.unwrap();
+    let seen = bench.hub.take_seen();
     let shown: Vec<bool> = seen
         .iter()
         .map(|s| s.header("authorization").is_some())
@@ -428,9 +442,9 @@ async fn basic_credentials_are_shown_when_asked_for() {
 #[tokio::test]
 async fn tokens_are_bought_once_and_anew_when_refused() {
     let bench = Bench::new().await;
-    bench.fake.set_auth(Auth::Bearer(TokenServer::default()));
+    bench.hub.set_auth(Auth::Bearer(TokenServer::default()));
     bench.open().resolve(&bench.reference).await.unwrap();
-    let lines = bench.fake.take_seen();
+    let lines = bench.hub.take_seen();
     assert_eq!(lines.len(), 3);
     assert_eq!(lines[1].path, "/token");
     assert_eq!(
@@ -438,24 +452,24 @@ async fn tokens_are_bought_once_and_anew_when_refused() {
         "service=fake&scope=repository%3Ateam%2Fapp%3Apull"
     );
     bench.open().resolve(&bench.reference).await.unwrap();
-    assert_eq!(bench.fake.take_lines(), ["HEAD /v2/team/app/manifests/v1"]);
-    bench.fake.revoke_tokens();
+    assert_eq!(bench.hub.take_log(), ["HEAD /v2/team/app/manifests/v1"]);
+    bench.hub.revoke_tokens();
     bench.open().resolve(&bench.reference).await.unwrap();
-    assert_eq!(bench.fake.take_lines().len(), 3);
+    assert_eq!(bench.hub.take_log().len(), 3);
 }
 
 #[tokio::test]
 async fn many_requests_share_one_token() {
     let bench = Bench::new().await;
-    bench.fake.set_auth(Auth::Bearer(TokenServer::default()));
+    bench.hub.set_auth(Auth::Bearer(TokenServer::default()));
     let repository = bench.open();
-    let reads = (0..6).map(|_| repository.manifest(&bench.image.digest));
+    let reads = (0..6).map(|_| repository.manifest(&bench.digest));
     for read in futures_util::future::join_all(reads).await {
         read.unwrap();
     }
     let bought = bench
-        .fake
-        .take_lines()
+        .hub
+        .take_log()
         .iter()
         .filter(|line| line.contains("/token"))
         .count();
@@ -466,7 +480,7 @@ async fn many_requests_share_one_token() {
 async fn passwords_buy_tokens_by_post_or_get() {
     for post in [false, true] {
         let bench = Bench::new().await;
-        bench.fake.set_auth(Auth::Bearer(TokenServer {
+        bench.hub.set_auth(Auth::Bearer(TokenServer {
             account: Some(("u".to_owned(), "p".to_owned())),
             identity: Some("refresh-me".to_owned()),
             post,
@@ -478,7 +492,7 @@ async fn passwords_buy_tokens_by_post_or_get() {
             .await
             .unwrap();
         let methods: Vec<_> = bench
-            .fake
+            .hub
             .take_seen()
             .into_iter()
             .map(|s| s.method)
@@ -503,7 +517,7 @@ async fn passwords_buy_tokens_by_post_or_get() {
 #[tokio::test]
 async fn a_registry_token_is_shown_as_it_is() {
     let bench = Bench::new().await;
-    bench.fake.set_auth(Auth::Bearer(TokenServer::default()));
+    bench.hub.set_auth(Auth::Bearer(TokenServer::default()));
     let raw = Credentials::Bearer("raw-token".to_owned().into());
     let error = bench
         .open_as(raw)
@@ -511,7 +525,7 @@ async fn a_registry_token_is_shown_as_it_is() {
         .await
         .unwrap_err();
     assert_eq!(error.class(), ErrorClass::Unauthenticated);
-    let seen = bench.fake.take_seen();
+    let seen = bench.hub.take_seen();
     assert_eq!(seen.len(), 2);
     assert_eq!(seen[1].header("authorization"), Some("Bearer raw-token"));
 }
@@ -519,10 +533,10 @@ async fn a_registry_token_is_shown_as_it_is() {
 #[tokio::test]
 async fn redirects_lose_credentials_and_keep_ranges() {
     let bench = Bench::new().await;
-    let storage = FakeRegistry::start().await;
-    storage.push_blob("team/app", "x/y", &bench.layer);
+    let storage = Hub::start().await;
+    storage.put_blob("team/app", &build::digest(&bench.layer), &bench.layer);
     bench
-        .fake
+        .hub
         .set_auth(Auth::Basic("u".to_owned(), "p".to_owned()));
     let target = format!(
         "{}/v2/team/app/blobs/{}?sig=SECRET",
@@ -530,7 +544,7 @@ async fn redirects_lose_credentials_and_keep_ranges() {
         bench.blob().digest
     );
     bench
-        .fake
+        .hub
         .fault(Method::GET, "/blobs/", Fault::Redirect(target));
     storage.fault_times(Method::GET, "/blobs/", Fault::Cut(1000), 1);
     let repository = bench.open_as(basic("u", "p"));
@@ -554,9 +568,9 @@ async fn redirect_loops_and_strange_targets_are_refused() {
         ("file:///etc/passwd", "not https"),
         ("http://[", "not a URL"),
     ] {
-        bench.fake.heal();
+        bench.hub.heal();
         bench
-            .fake
+            .hub
             .fault(Method::GET, "/blobs/", Fault::Redirect(target.to_owned()));
         let error = read(&bench.open(), bench.blob())
             .await
@@ -585,33 +599,33 @@ fn with_hosts(root: &Path) -> Client {
 #[tokio::test]
 async fn mirrors_are_asked_first_and_told_whose_content_is_wanted() {
     let bench = Bench::new().await;
-    let mirror = FakeRegistry::start().await;
-    mirror.push_blob("team/app", "x/y", &bench.layer);
-    let dead = FakeRegistry::start().await;
+    let mirror = Hub::start().await;
+    mirror.put_blob("team/app", &build::digest(&bench.layer), &bench.layer);
+    let dead = Hub::start().await;
     let text = format!(
         "server = \"{}\"\n[host.\"{}\"]\n[host.\"{}\"]\nheader = {{ x-key = \"k\" }}\n",
-        bench.fake.url(),
+        bench.hub.url(),
         dead.url(),
         mirror.url()
     );
     drop(dead);
-    let hosts = hosts_dir(&bench.fake.domain(), &text);
+    let hosts = hosts_dir(&bench.hub.host, &text);
     let client = with_hosts(hosts.path());
     let repository = open(&client, &bench.reference, Credentials::Anonymous);
     let resolved = repository.resolve(&bench.reference).await.unwrap();
-    assert_eq!(resolved.host, bench.fake.domain());
+    assert_eq!(resolved.host, bench.hub.host);
     // The mirror breaks for good: the rest comes from the registry itself.
     mirror.fault_times(Method::GET, "/blobs/", Fault::Cut(1000), 1);
     let stream = repository.blob(bench.blob()).await.unwrap();
-    assert_eq!(stream.host(), mirror.domain());
+    assert_eq!(stream.host(), mirror.host);
     assert!(!format!("{stream:?}").contains("ns="));
     mirror.fault(Method::GET, "/blobs/", Fault::Status(500));
     assert!(rest(stream).await.unwrap() == bench.layer);
     let seen = mirror.take_seen();
-    let namespace = format!("ns={}", bench.fake.domain().replace(':', "%3A"));
+    let namespace = format!("ns={}", bench.hub.host.replace(':', "%3A"));
     assert!(seen.iter().all(|s| s.query == namespace), "{seen:?}");
     assert!(seen.iter().all(|s| s.header("x-key") == Some("k")));
-    let own = bench.fake.take_seen();
+    let own = bench.hub.take_seen();
     assert!(
         own.iter()
             .all(|s| s.query.is_empty() && s.header("x-key").is_none())
@@ -623,28 +637,26 @@ async fn mirrors_are_asked_first_and_told_whose_content_is_wanted() {
 async fn wrong_bytes_of_a_mirror_cost_time_only() {
     let bench = Bench::new().await;
     let mirror = Bench::new().await;
-    mirror.fake.fault(Method::GET, "", Fault::WrongBytes);
+    mirror.hub.fault(Method::GET, "", Fault::WrongBytes);
     let text = format!(
         "server = \"{}\"\n[host.\"{}\"]\n",
-        bench.fake.url(),
-        mirror.fake.url()
+        bench.hub.url(),
+        mirror.hub.url()
     );
-    let hosts = hosts_dir(&bench.fake.domain(), &text);
+    let hosts = hosts_dir(&bench.hub.host, &text);
     let client = with_hosts(hosts.path());
     let repository = open(&client, &bench.reference, Credentials::Anonymous);
-    let fetched = repository.manifest(&bench.image.digest).await.unwrap();
-    assert_eq!(fetched.host, bench.fake.domain());
-    repository
-        .blob_bytes(&bench.image.config, 1 << 20)
-        .await
-        .unwrap();
+    let fetched = repository.manifest(&bench.digest).await.unwrap();
+    assert_eq!(fetched.host, bench.hub.host);
+    repository.blob_bytes(&bench.config, 1 << 20).await.unwrap();
 }
 
 #[tokio::test]
 async fn tls_is_verified_against_the_configured_authority() {
-    let fake = FakeRegistry::start_tls().await;
-    let ca = fake.ca.clone().unwrap();
-    let (domain, url) = (fake.domain(), fake.url());
+    let authority = Authority::new("of the test");
+    let fake = Hub::start_tls(&Tls::of(&authority)).await;
+    let ca = authority.pem;
+    let (domain, url) = (fake.host.clone(), fake.url());
     let strict = hosts_dir(&domain, &format!("server = \"{url}\"\n"));
     let trusted = hosts_dir(&domain, &format!("server = \"{url}\"\nca = \"ca.pem\"\n"));
     std::fs::write(trusted.path().join(&domain).join("ca.pem"), &ca).unwrap();
@@ -659,7 +671,7 @@ async fn tls_is_verified_against_the_configured_authority() {
     for dir in [trusted.path(), blind.path(), docker.path()] {
         let repository = open(&with_hosts(dir), &bench.reference, Credentials::Anonymous);
         let resolved = repository.resolve(&bench.reference).await.unwrap();
-        assert_eq!(resolved.digest, bench.image.digest);
+        assert_eq!(resolved.digest, bench.digest);
         assert!(read(&repository, bench.blob()).await.unwrap() == bench.layer);
     }
     let repository = open(
@@ -672,35 +684,266 @@ async fn tls_is_verified_against_the_configured_authority() {
     assert!(error.to_string().contains("hosts.toml"), "{error}");
 }
 
+/// `hosts.toml` and certificates in the folder of a domain.
+fn certificates(domain: &str, text: &str, files: &[(&str, &str)]) -> tempfile::TempDir {
+    let root = hosts_dir(domain, text);
+    for (name, content) in files {
+        std::fs::write(root.path().join(domain).join(name), content).unwrap();
+    }
+    root
+}
+
 #[tokio::test]
-async fn https_does_not_lead_to_plain_http() {
-    let bench = Bench::on(FakeRegistry::start_tls().await, client());
-    let plain = Bench::new().await;
-    let text = format!("server = \"{}\"\nskip_verify = true\n", bench.fake.url());
-    let hosts = hosts_dir(&bench.fake.domain(), &text);
+async fn client_certificates_are_shown_until_one_is_taken() {
+    let (servers, right, wrong) = (
+        Authority::new("of servers"),
+        Authority::new("of clients"),
+        Authority::new("of others"),
+    );
+    let tls = Tls::of(&servers).for_clients_of(&right);
+    let bench = Bench::on(Hub::start_tls(&tls).await, client());
+    let (one, other) = (right.sign(&["node"]), wrong.sign(&["node"]));
+    let both = format!("{}{}", one.certificate, one.key);
+    let files = [
+        ("ca.pem", servers.pem.as_str()),
+        ("one.pem", &one.certificate),
+        ("one.key", &one.key),
+        ("both.pem", &both),
+        ("other.pem", &other.certificate),
+        ("other.key", &other.key),
+    ];
+    let hosts = |client: &str| {
+        let text = format!(
+            "server = \"{}\"\nca = \"ca.pem\"\n{client}",
+            bench.hub.url()
+        );
+        certificates(&bench.hub.host, &text, &files)
+    };
+    for client in [
+        "client = \"both.pem\"",
+        "client = [\"both.pem\"]",
+        "client = [[\"one.pem\", \"one.key\"]]",
+        "client = [[\"other.pem\", \"other.key\"], [\"one.pem\", \"one.key\"]]",
+        "client = [[\"other.pem\", \"other.key\"], \"both.pem\"]",
+    ] {
+        let dir = hosts(client);
+        let opened = with_hosts(dir.path());
+        let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+        for _ in 0..2 {
+            let resolved = repository.resolve(&bench.reference).await;
+            let resolved = resolved.unwrap_or_else(|error| panic!("{client}: {error}"));
+            assert_eq!(resolved.digest, bench.digest, "{client}");
+        }
+        assert!(read(&repository, bench.blob()).await.unwrap() == bench.layer);
+    }
+    for (client, word) in [
+        ("", "\"client\" in hosts.toml"),
+        (
+            "client = [[\"other.pem\", \"other.key\"]]",
+            "client certificate",
+        ),
+    ] {
+        let dir = hosts(client);
+        let opened = with_hosts(dir.path());
+        let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+        let error = repository.resolve(&bench.reference).await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Unavailable, "{error}");
+        assert!(error.to_string().contains(word), "{client}: {error}");
+    }
+    // As docker keeps them: each pair beside its authority.
+    let docker = tempfile::tempdir().unwrap();
+    let folder = docker.path().join(&bench.hub.host);
+    std::fs::create_dir(&folder).unwrap();
+    for (name, content) in [
+        ("ca.crt", &servers.pem),
+        ("a.cert", &other.certificate),
+        ("a.key", &other.key),
+        ("b.cert", &one.certificate),
+        ("b.key", &one.key),
+    ] {
+        std::fs::write(folder.join(name), content).unwrap();
+    }
+    let opened = with_hosts(docker.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    repository.resolve(&bench.reference).await.unwrap();
+}
+
+#[tokio::test]
+async fn certificates_are_not_shown_to_another_server() {
+    let (servers, clients) = (Authority::new("of servers"), Authority::new("of clients"));
+    let storage = Tls::of(&servers).for_clients_of(&clients);
+    let storage = Hub::start_tls(&storage).await;
+    let front = Tls::of(&servers).for_clients_of(&clients);
+    let bench = Bench::on(Hub::start_tls(&front).await, client());
     let target = format!(
         "{}/v2/team/app/blobs/{}",
-        plain.fake.url(),
+        storage.url(),
+        bench.blob().digest
+    );
+    let redirect = Fault::Redirect(target);
+    bench.hub.fault(Method::GET, "/blobs/", redirect);
+    let own = clients.sign(&["node"]);
+    let files = [
+        ("ca.pem", servers.pem.as_str()),
+        ("one.pem", &own.certificate),
+        ("one.key", &own.key),
+    ];
+    let text = format!(
+        "server = \"{}\"\nca = \"ca.pem\"\nclient = [[\"one.pem\", \"one.key\"]]",
+        bench.hub.url()
+    );
+    let dir = certificates(&bench.hub.host, &text, &files);
+    let opened = with_hosts(dir.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    repository.resolve(&bench.reference).await.unwrap();
+    let error = read(&repository, bench.blob()).await.map(drop).unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unavailable, "{error}");
+    assert!(storage.take_seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_on_this_node_may_speak_either() {
+    let tls = Hub::start_tls(&Tls::of(&Authority::new("nobody knows"))).await;
+    for hub in [tls, Hub::start().await] {
+        let bench = Bench::on(hub, client());
+        for _ in 0..2 {
+            let resolved = bench.open().resolve(&bench.reference).await.unwrap();
+            assert_eq!(resolved.digest, bench.digest);
+        }
+        assert!(read(&bench.open(), bench.blob()).await.unwrap() == bench.layer);
+        assert_eq!(bench.hub.take_seen().len(), 3);
+    }
+}
+
+#[tokio::test]
+async fn plain_http_with_settings_for_tls_means_either() {
+    let authority = Authority::new("of the test");
+    let tls = Hub::start_tls(&Tls::of(&authority)).await;
+    for hub in [tls, Hub::start().await] {
+        let bench = Bench::on(hub, client());
+        let text = format!("server = \"http://{}\"\nca = \"ca.pem\"\n", bench.hub.host);
+        let dir = certificates(&bench.hub.host, &text, &[("ca.pem", &authority.pem)]);
+        let opened = with_hosts(dir.path());
+        let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+        repository.resolve(&bench.reference).await.unwrap();
+        assert!(read(&repository, bench.blob()).await.unwrap() == bench.layer);
+        assert!(
+            bench
+                .hub
+                .take_seen()
+                .iter()
+                .all(|seen| seen.query.is_empty())
+        );
+    }
+    // A certificate that is not trusted is no reason to go on without any.
+    let other = Hub::start_tls(&Tls::of(&Authority::new("of somebody"))).await;
+    let bench = Bench::on(other, client());
+    let text = format!("server = \"http://{}\"\nca = \"ca.pem\"\n", bench.hub.host);
+    let dir = certificates(&bench.hub.host, &text, &[("ca.pem", &authority.pem)]);
+    let opened = with_hosts(dir.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    let error = repository.resolve(&bench.reference).await.unwrap_err();
+    assert!(
+        error.to_string().contains("\"ca\" in hosts.toml"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn the_default_folder_paths_headers_and_capabilities_are_heeded() {
+    let (bench, mirror, late) = (Bench::new().await, Hub::start().await, Hub::start().await);
+    late.push("team/app", "v1", &bench.image);
+    let root = tempfile::tempdir().unwrap();
+    let default = root.path().join("_default");
+    std::fs::create_dir(&default).unwrap();
+    let text = format!(
+        "[host.\"{}/odd/api\"]\noverride_path = true\nheader = {{ x-one = [\"1\", \"2\"], x-two = \"3\" }}\n\
+         [host.\"{}\"]\ncapabilities = [\"Pull\"]\n",
+        mirror.url(),
+        late.url()
+    );
+    std::fs::write(default.join("hosts.toml"), text).unwrap();
+    let opened = with_hosts(root.path());
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    let resolved = repository.resolve(&bench.reference).await.unwrap();
+    assert_eq!(resolved.host, bench.hub.host);
+    let seen = mirror.take_seen();
+    assert_eq!(seen[0].line(), "HEAD /odd/api/team/app/manifests/v1");
+    let namespace = format!("ns={}", bench.hub.host.replace(':', "%3A"));
+    assert_eq!(seen[0].query, namespace);
+    let values: Vec<_> = seen[0].headers.get_all("x-one").iter().collect();
+    assert_eq!(values, ["1", "2"]);
+    assert_eq!(seen[0].header("x-two"), Some("3"));
+    // It may not say what a tag names, and serves what has a digest.
+    assert!(late.take_seen().is_empty());
+    let fetched = repository.manifest(&bench.digest).await.unwrap();
+    assert_eq!(fetched.host, late.host);
+    // A folder of the domain itself hides the default.
+    let own = root.path().join(bench.hub.host.replace(':', "_") + "_");
+    std::fs::create_dir(&own).unwrap();
+    let text = format!("server = \"{}\"\n", bench.hub.url());
+    std::fs::write(own.join("hosts.toml"), text).unwrap();
+    let repository = open(&opened, &bench.reference, Credentials::Anonymous);
+    mirror.take_seen();
+    repository.resolve(&bench.reference).await.unwrap();
+    assert!(mirror.take_seen().is_empty());
+}
+
+#[tokio::test]
+async fn a_registry_that_trickles_or_stalls_again_and_again_is_given_up() {
+    let config = |stall| Config {
+        stall_timeout: Duration::from_millis(stall),
+        ..config()
+    };
+    let stall = Fault::Stall(1000);
+    let trickle = Fault::Drip(50, Duration::from_millis(30));
+    for (fault, stall) in [(stall, 100), (trickle, 150)] {
+        let bench = Bench::new().await;
+        bench.hub.fault(Method::GET, "/blobs/", fault);
+        let client = Client::new(config(stall), Metrics::default()).unwrap();
+        let repository = open(&client, &bench.reference, Credentials::Anonymous);
+        let error = read(&repository, bench.blob()).await.map(drop).unwrap_err();
+        assert_eq!(error.class(), ErrorClass::Broken);
+        // On a busy machine a trickle may stall as well.
+        let told = error.to_string();
+        let words = ["no byte came", "bytes came in"];
+        assert!(words.iter().any(|word| told.contains(word)), "{told}");
+        assert_eq!(bench.hub.take_seen().len(), 3, "{told}");
+    }
+}
+
+#[tokio::test]
+async fn https_does_not_lead_to_plain_http() {
+    let bench = Bench::on(
+        Hub::start_tls(&Tls::of(&Authority::new("of the test"))).await,
+        client(),
+    );
+    let plain = Bench::new().await;
+    let text = format!("server = \"{}\"\nskip_verify = true\n", bench.hub.url());
+    let hosts = hosts_dir(&bench.hub.host, &text);
+    let target = format!(
+        "{}/v2/team/app/blobs/{}",
+        plain.hub.url(),
         bench.blob().digest
     );
     bench
-        .fake
+        .hub
         .fault(Method::GET, "/blobs/", Fault::Redirect(target));
     let client = with_hosts(hosts.path());
     let repository = open(&client, &bench.reference, Credentials::Anonymous);
     let error = read(&repository, bench.blob()).await.map(drop).unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
     assert!(error.to_string().contains("plain http"), "{error}");
-    assert!(plain.fake.take_seen().is_empty());
+    assert!(plain.hub.take_seen().is_empty());
     // Nor may tokens be bought over it.
-    bench.fake.set_auth(Auth::Bearer(TokenServer {
-        realm: Some(format!("{}/token", plain.fake.url())),
+    bench.hub.set_auth(Auth::Bearer(TokenServer {
+        realm: Some(format!("{}/token", plain.hub.url())),
         ..TokenServer::default()
     }));
     let repository = open(&client, &bench.reference, basic("u", "hunter2"));
     let error = repository.resolve(&bench.reference).await.unwrap_err();
     assert_eq!(error.class(), ErrorClass::Protocol);
-    assert!(plain.fake.take_seen().is_empty());
+    assert!(plain.hub.take_seen().is_empty());
 }
 
 #[tokio::test]
@@ -721,7 +964,7 @@ async fn requests_per_host_are_bounded() {
         ..config()
     };
     let client = Client::new(config, Metrics::default()).unwrap();
-    bench.fake.set_auth(Auth::Bearer(TokenServer::default()));
+    bench.hub.set_auth(Auth::Bearer(TokenServer::default()));
     let repository = open(&client, &bench.reference, Credentials::Anonymous);
     let first = repository.blob(bench.blob()).await.unwrap();
     // Documents pass while a blob is held open; a second blob waits.

@@ -27,6 +27,16 @@ pub struct AgentArgs {
     /// Platform of pulls that name none, os/arch[/variant] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
+    /// Kubeconfig of an API server whose prepulls this node follows [default: the pod's service account, if there is
+    /// one and --node-name is given; else none]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this machine's Node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Folder of prepulls and prune policies as YAML files; needs no API server
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
     /// Layers ingested at once [default: 4]
     #[arg(long, value_name = "N")]
     pub max_layers: Option<usize>,

@@ -50,6 +50,19 @@ pub struct Config {
     pub cache: CacheOptions,
     /// Variables of the environment that begin as ours and mean nothing: misspelt, perhaps.
     pub unknown_variables: Vec<String>,
+    /// Where declared images come from.
+    pub declared: DeclaredConfig,
+}
+
+/// Where declared images come from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeclaredConfig {
+    /// Of the API server.
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this machine's Node, where somebody said it.
+    pub node_name: Option<String>,
+    /// Folder of manifests.
+    pub manifests: Option<PathBuf>,
 }
 
 /// A value that cannot be used, and where it came from.
@@ -203,6 +216,7 @@ impl Config {
             .filter(|pause| !pause.is_zero()),
             log,
             cache,
+            declared: declared(args, file)?,
             unknown_variables: Vec::new(),
         })
     }
@@ -348,6 +362,46 @@ fn path(value: Placed<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
             std::path::absolute(&path).map_err(|error| ConfigError::new(place, error))
         }
     }
+}
+
+/// Longest name of an object.
+const MAX_NODE_NAME: usize = 253;
+
+fn declared(args: &AgentArgs, file: &File) -> Result<DeclaredConfig, ConfigError> {
+    let given = |value: Placed<PathBuf>| match value {
+        None => Ok(None),
+        some => path(some, "").map(Some),
+    };
+    let name = pick(&args.node_name, "--node-name", &file.node_name, "node_name");
+    let node_name = match name {
+        None => None,
+        Some((name, place)) => {
+            let plain =
+                |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+            if name.is_empty() || name.len() > MAX_NODE_NAME || !name.bytes().all(plain) {
+                let cause = format!(
+                    "{name:?} is no name of a Node: lower-case letters, digits, - and . make one"
+                );
+                return Err(ConfigError::new(place, cause));
+            }
+            Some(name)
+        }
+    };
+    Ok(DeclaredConfig {
+        kubeconfig: given(pick(
+            &args.kubeconfig,
+            "--kubeconfig",
+            &file.kubeconfig,
+            "kubeconfig",
+        ))?,
+        node_name,
+        manifests: given(pick(
+            &args.manifests,
+            "--manifests",
+            &file.manifests,
+            "manifests",
+        ))?,
+    })
 }
 
 /// An empty address is none.

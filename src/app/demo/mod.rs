@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::CacheOptions;
 use super::agent::Agent;
-use super::config::Config;
+use super::config::{Config, DeclaredConfig};
 use crate::lifecycle::Shutdown;
 use crate::telemetry::LogConfig;
 
@@ -51,6 +51,7 @@ impl DemoAgent {
             scrub_interval: None,
             log: LogConfig::default(),
             cache,
+            declared: DeclaredConfig::default(),
             unknown_variables: Vec::new(),
         };
         let shutdown = Shutdown::new();

@@ -85,7 +85,9 @@ impl Documents<'_> {
                 Document::Index(index) => index,
             };
             if blobs.len() > MAX_DEPTH {
-                return Err(self.image(format!("indexes are nested deeper than {MAX_DEPTH}")));
+                return Err(self.image(format!(
+                    "indexes are nested deeper than {MAX_DEPTH}; push the image with a flat index"
+                )));
             }
             match index.candidates(platform) {
                 Ok(mut candidates) => {

@@ -58,7 +58,7 @@ impl Run<'_> {
             && *wanted != resolved.digest
         {
             return Err(self.image(format!(
-                "the registry answered with {} instead",
+                "the registry answered with {} instead; check the registry or mirror",
                 resolved.digest
             )));
         }
@@ -97,7 +97,8 @@ impl Run<'_> {
         let inner = self.inner;
         let mut credentials = self.request.credentials.clone();
         if let (Credentials::Anonymous, Some(file)) = (&credentials, &inner.config.authfile) {
-            let found = registry::docker_credentials(file, self.request.reference.domain()).await;
+            let repository = self.request.reference.repository();
+            let found = registry::docker_credentials(file, &repository).await;
             credentials = found
                 .map_err(|source| self.registry(source))?
                 .unwrap_or_default();
@@ -439,7 +440,7 @@ impl Run<'_> {
     fn fault(&self, fault: Fault) -> Error {
         match fault {
             Fault::Count { manifest, config } => self.image(format!(
-                "the manifest has {manifest} layers, the config {config} diff_ids; it is no container image, or a broken one"
+                "the manifest has {manifest} layers, the config {config} diff_ids; it is no container image, or a broken one: push it again"
             )),
             Fault::Mismatch { blob, expected, found } => {
                 Error::DiffIdMismatch { reference: self.reference.clone(), blob, expected, found }

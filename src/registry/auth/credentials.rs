@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use base64::Engine;
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -98,6 +100,11 @@ fn process_key() -> &'static [u8; 32] {
 
 /// Docker Hub's name in `config.json`, kept from its first protocol.
 const DOCKER_HUB: &str = "https://index.docker.io/v1/";
+/// `auth` is written with padding or without.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 const MAX_HELPER_BYTES: u64 = 64 << 10;
 const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -130,9 +137,16 @@ struct HelperAnswer {
     secret: String,
 }
 
-/// Credentials from a docker `config.json` (auths, credHelpers, credsStore) for a registry domain. A file that is not
-/// there holds none.
-pub async fn docker_credentials(file: &Path, domain: &str) -> Result<Option<Credentials>, Error> {
+/// Credentials from a docker `config.json` (auths, credHelpers, credsStore) for a repository, `domain[/path]`. A file
+/// that is not there holds none.
+///
+/// Keys are what docker, podman and kubelet have written over the years: a host, a URL of its API, or the beginning of
+/// a repository; of several that fit, the longest counts.
+pub async fn docker_credentials(
+    file: &Path,
+    repository: &str,
+) -> Result<Option<Credentials>, Error> {
+    let (domain, path) = repository.split_once('/').unwrap_or((repository, ""));
     let bytes = match read(file).await {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -149,34 +163,54 @@ pub async fn docker_credentials(file: &Path, domain: &str) -> Result<Option<Cred
             ),
         )
     })?;
-    let hub = matches!(
-        domain,
-        "docker.io" | "index.docker.io" | "registry-1.docker.io"
-    );
-    let key = if hub { DOCKER_HUB } else { domain };
-    let helper = parsed
-        .cred_helpers
-        .get(key)
-        .or_else(|| parsed.cred_helpers.get(domain))
+    let helper = best(&parsed.cred_helpers, domain, "")
         .or(Some(&parsed.creds_store))
         .filter(|helper| !helper.is_empty());
+    let server = if is_hub(domain) { DOCKER_HUB } else { domain };
     if let Some(helper) = helper
-        && let Some(found) = ask_helper(file, &helper_program(file, helper)?, key).await?
+        && let Some(found) = ask_helper(file, &helper_program(file, helper)?, server).await?
     {
         return Ok(Some(found));
     }
-    let entry = parsed.auths.get(key).or_else(|| {
-        parsed
-            .auths
-            .iter()
-            .filter(|(name, _)| {
-                let host = host_of_key(name);
-                host == domain || (hub && matches!(host, "docker.io" | "index.docker.io"))
-            })
-            .min_by_key(|(name, _)| name.as_str())
-            .map(|(_, entry)| entry)
-    });
+    let entry = best(&parsed.auths, domain, path);
     entry.map_or(Ok(None), |entry| from_entry(entry, file, domain))
+}
+
+/// The value whose key fits a repository best: the longest, else the one docker itself writes, else the first.
+fn best<'a, T>(entries: &'a HashMap<String, T>, domain: &str, path: &str) -> Option<&'a T> {
+    entries
+        .iter()
+        .filter_map(|(key, value)| Some((fit(key, domain, path)?, key, value)))
+        .min_by_key(|(length, key, _)| {
+            let usual = key.as_str() == domain || (is_hub(domain) && key.as_str() == DOCKER_HUB);
+            (std::cmp::Reverse(*length), !usual, key.as_str())
+        })
+        .map(|(_, _, value)| value)
+}
+
+/// How much of a repository's path a key names, if it names the repository at all.
+fn fit(key: &str, domain: &str, path: &str) -> Option<usize> {
+    let key = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
+    let (host, prefix) = key.split_once('/').unwrap_or((key, ""));
+    let same = host.eq_ignore_ascii_case(domain) || (is_hub(host) && is_hub(domain));
+    let prefix = prefix.trim_matches('/');
+    // The root of an API, as docker login once wrote it.
+    if same && (prefix.is_empty() || prefix == "v1" || prefix == "v2") {
+        return Some(0);
+    }
+    let rest = path.strip_prefix(prefix)?;
+    (same && (rest.is_empty() || rest.starts_with('/'))).then_some(prefix.len())
+}
+
+/// Docker Hub under any of its names.
+fn is_hub(host: &str) -> bool {
+    matches!(
+        host,
+        "docker.io" | "index.docker.io" | "registry-1.docker.io" | "registry.hub.docker.com"
+    )
 }
 
 async fn read(file: &Path) -> std::io::Result<Vec<u8>> {
@@ -196,15 +230,6 @@ fn config(file: &Path, what: &str) -> Error {
         ErrorClass::Config,
         format!("credentials file {} {what}", file.display()),
     )
-}
-
-/// Keys may be URLs: `https://reg.example/v1/` means `reg.example`.
-fn host_of_key(key: &str) -> &str {
-    let key = key
-        .strip_prefix("https://")
-        .or_else(|| key.strip_prefix("http://"))
-        .unwrap_or(key);
-    key.split_once('/').map_or(key, |(host, _)| host)
 }
 
 fn from_entry(entry: &AuthEntry, file: &Path, domain: &str) -> Result<Option<Credentials>, Error> {
@@ -227,9 +252,7 @@ fn from_entry(entry: &AuthEntry, file: &Path, domain: &str) -> Result<Option<Cre
                 ),
             )
         };
-        let decoded = base64::engine::general_purpose::STANDARD
-            .decode(entry.auth.trim())
-            .map_err(|_| malformed())?;
+        let decoded = BASE64.decode(entry.auth.trim()).map_err(|_| malformed())?;
         let decoded = String::from_utf8(decoded).map_err(|_| malformed())?;
         let (username, password) = decoded.split_once(':').ok_or_else(malformed)?;
         return Ok(Some(Credentials::Basic {
@@ -390,6 +413,45 @@ mod tests {
             assert_eq!(error.class(), ErrorClass::Config);
             assert!(error.to_string().contains(domain), "{error}");
             assert!(!error.to_string().contains("aHVi"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn the_longest_key_that_fits_counts() {
+        let json = r#"{"auths":{
+            "reg.example":{"username":"host","password":"p"},
+            "reg.example/team":{"username":"team","password":"p"},
+            "reg.example/team/app":{"username":"app","password":"p"},
+            "https://reg.example/v2/":{"username":"api","password":"p"},
+            "only.example/team/":{"username":"only","password":"p"},
+            "docker.io/library":{"username":"library","password":"p"},
+            "https://index.docker.io/v1/":{"username":"hub","password":"p"},
+            "index.docker.io":{"username":"other","password":"p"},
+            "UPPER.example:5000":{"auth":"dTpw"},
+            "unpadded.example":{"auth":"aHViOnNlY3JldA"}
+        }}"#;
+        for (repository, user) in [
+            ("reg.example", Some("host")),
+            ("reg.example/other/app", Some("host")),
+            ("reg.example/teams/app", Some("host")),
+            ("reg.example/team/web", Some("team")),
+            ("reg.example/team/app", Some("app")),
+            ("reg.example/team/app/deep", Some("app")),
+            ("only.example/team/x", Some("only")),
+            ("only.example/x", None),
+            ("docker.io/library/busybox", Some("library")),
+            ("docker.io/org/app", Some("hub")),
+            ("registry-1.docker.io/org/app", Some("hub")),
+            ("upper.example:5000/a", Some("u")),
+            ("upper.example/a", None),
+            ("unpadded.example/a", Some("hub")),
+            ("example/a", None),
+        ] {
+            let got = match found(json, repository).await.unwrap() {
+                Some(Credentials::Basic { username, .. }) => Some(username),
+                _ => None,
+            };
+            assert_eq!(got.as_deref(), user, "{repository}");
         }
     }
 

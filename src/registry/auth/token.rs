@@ -63,7 +63,7 @@ impl Method {
             .map_err(|_| refuse("is not a URL"))?;
         match realm.scheme() {
             "https" => {}
-            "http" if host.base.scheme() == "http" => {}
+            "http" if host.may_be_plain() => {}
             "http" => {
                 return Err(refuse(
                     "speaks plain http, though the registry itself speaks https",

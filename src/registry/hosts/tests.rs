@@ -23,6 +23,12 @@ fn shown(hosts: &[Host]) -> Vec<String> {
                     line.push_str(word);
                 }
             }
+            if let Some(other) = &host.alternate {
+                line.push_str(&format!(" or {}", other.scheme()));
+            }
+            if host.tls.skip_verify {
+                line.push_str(" unverified");
+            }
             if let Some(namespace) = &host.namespace {
                 line.push_str(&format!(" ns={namespace}"));
             }
@@ -53,7 +59,7 @@ server = "https://registry-1.docker.io"
         [
             "https://z.example/v2 pull resolve ns=docker.io",
             "http://a.example:5000/prefix/v2 pull ns=docker.io",
-            "https://m.example/cache pull resolve ns=docker.io",
+            "https://m.example/cache pull resolve unverified ns=docker.io",
             "https://registry-1.docker.io/v2 pull resolve",
         ]
     );
@@ -77,10 +83,15 @@ fn the_own_host_is_appended_where_no_server_is_named() {
         shown(&parsed("", "docker.io").unwrap()),
         ["https://registry-1.docker.io/v2 pull resolve"]
     );
-    let root = "server = \"http://reg.example\"\ncapabilities = [\"pull\", \"push\"]";
+    let root = "server = \"http://reg.example\"\ncapabilities = [\"PULL\", \"push\"]";
     assert_eq!(
         shown(&parsed(root, "reg.example").unwrap()),
         ["http://reg.example/v2 pull"]
+    );
+    // Capabilities are those of a server that is named.
+    assert_eq!(
+        shown(&parsed("capabilities = [\"push\"]", "reg.example").unwrap()),
+        ["https://reg.example/v2 pull resolve"]
     );
 }
 
@@ -169,17 +180,25 @@ fn this_node_may_speak_plain_http() {
     assert_eq!(
         bases("localhost", false),
         [
-            "https://localhost/v2 pull resolve",
-            "http://localhost/v2 pull resolve"
+            "https://localhost/v2 pull resolve unverified",
+            "http://localhost/v2 pull resolve unverified"
         ]
     );
     assert_eq!(
         bases("127.0.0.1:5000", false),
+        ["http://127.0.0.1:5000/v2 pull resolve or https unverified"]
+    );
+    assert_eq!(
+        bases("localhost:80", false),
+        ["http://localhost/v2 pull resolve unverified"]
+    );
+    assert_eq!(
+        bases("127.0.0.1:5000", true),
         ["http://127.0.0.1:5000/v2 pull resolve"]
     );
     assert_eq!(
         bases("[::1]:5000", false),
-        ["http://[::1]:5000/v2 pull resolve"]
+        ["http://[::1]:5000/v2 pull resolve or https unverified"]
     );
     assert_eq!(
         bases("10.0.0.1:5000", false),
@@ -196,18 +215,112 @@ fn this_node_may_speak_plain_http() {
 }
 
 #[test]
+fn plain_http_with_settings_for_tls_is_tried_with_tls_first() {
+    let one = |text: &str, domain: &str| shown(&parsed(text, domain).unwrap())[0].clone();
+    assert_eq!(
+        one(
+            "server = \"http://r.lan:5000\"\nskip_verify = true",
+            "r.lan:5000"
+        ),
+        "https://r.lan:5000/v2 pull resolve or http unverified"
+    );
+    assert_eq!(
+        one("server = \"http://r.lan:5000\"\nskip_verify = false", "a.b"),
+        "https://r.lan:5000/v2 pull resolve or http ns=a.b"
+    );
+    // The port of plain http leaves nothing open.
+    assert_eq!(
+        one("server = \"http://r.lan\"\nskip_verify = true", "r.lan"),
+        "http://r.lan/v2 pull resolve unverified"
+    );
+    assert_eq!(
+        one("server = \"http://r.lan:5000\"", "r.lan:5000"),
+        "http://r.lan:5000/v2 pull resolve"
+    );
+    assert_eq!(
+        one("skip_verify = false", "localhost:5000"),
+        "https://localhost:5000/v2 pull resolve or http"
+    );
+}
+
+#[test]
+fn client_certificates_in_all_their_forms() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, parts) in [
+        ("both.pem", &["CERTIFICATE", "PRIVATE KEY"][..]),
+        ("more.pem", &["RSA PRIVATE KEY", "CERTIFICATE"]),
+        ("only.pem", &["CERTIFICATE"]),
+        ("key.pem", &["EC PRIVATE KEY"]),
+    ] {
+        let text: String = parts
+            .iter()
+            .map(|part| format!("-----BEGIN {part}-----\n{name}\n-----END {part}-----\n"))
+            .collect();
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    let absolute = dir.path().join("both.pem").display().to_string();
+    let read = |client: &str| {
+        let text = format!("[host.\"https://a\"]\nclient = {client}");
+        let file = Path::new("/etc/x/hosts.toml");
+        parse(&text, file, dir.path(), "a", false)
+            .map(|hosts| hosts[0].tls.identities.len())
+            .map_err(|error| error.to_string())
+    };
+    for (client, count) in [
+        ("\"both.pem\"".to_owned(), 1),
+        (format!("{absolute:?}"), 1),
+        ("[\"both.pem\", \"more.pem\"]".to_owned(), 2),
+        ("[[\"only.pem\", \"key.pem\"]]".to_owned(), 1),
+        (
+            "[[\"only.pem\", \"key.pem\"], \"both.pem\", [\"more.pem\", \"\"]]".to_owned(),
+            3,
+        ),
+        ("[]".to_owned(), 0),
+    ] {
+        assert_eq!(read(&client), Ok(count), "{client}");
+    }
+    for (client, word) in [
+        ("\"only.pem\"", "only.pem: has no private key"),
+        ("\"key.pem\"", "key.pem: has no certificate"),
+        ("[[\"a\", \"b\", \"c\"]]", "\"client\" has to be"),
+        ("7", "\"client\" has to be"),
+        ("\"absent.pem\"", "absent.pem: cannot be read"),
+    ] {
+        let error = read(client).unwrap_err();
+        assert!(error.contains(word), "{client}: {error}");
+    }
+}
+
+#[test]
 fn docker_certificates_are_found() {
     let root = tempfile::tempdir().unwrap();
     let dir = root.path().join("127.0.0.1:5000");
     std::fs::create_dir(&dir).unwrap();
-    for name in ["ca.crt", "client.cert", "client.key"] {
-        std::fs::write(dir.join(name), format!("-----BEGIN {name}-----\n")).unwrap();
+    for (name, what) in [
+        ("ca.crt", "CERTIFICATE"),
+        ("a.cert", "CERTIFICATE"),
+        ("a.key", "PRIVATE KEY"),
+        ("b.cert", "CERTIFICATE"),
+        ("b.key", "EC PRIVATE KEY"),
+    ] {
+        std::fs::write(dir.join(name), format!("-----BEGIN {what}-----\n{name}\n")).unwrap();
     }
     let hosts = for_domain(&[root.path().to_owned()], "127.0.0.1:5000", false).unwrap();
     assert_eq!(shown(&hosts), ["https://127.0.0.1:5000/v2 pull resolve"]);
     assert_eq!(hosts[0].tls.authorities.len(), 1);
-    let identity = String::from_utf8(hosts[0].tls.identity.clone().unwrap()).unwrap();
-    assert!(identity.contains("client.cert") && identity.contains("client.key"));
+    let shown: Vec<String> = hosts[0]
+        .tls
+        .identities
+        .iter()
+        .map(|pem| String::from_utf8(pem.clone()).unwrap())
+        .collect();
+    assert_eq!(shown.len(), 2);
+    assert!(shown[0].contains("a.cert") && shown[0].contains("a.key"));
+    assert!(shown[1].contains("b.cert") && shown[1].contains("b.key"));
+    // An empty hosts.toml counts as none.
+    std::fs::write(dir.join("hosts.toml"), "").unwrap();
+    let again = for_domain(&[root.path().to_owned()], "127.0.0.1:5000", false).unwrap();
+    assert_eq!(again[0].tls.identities.len(), 2);
     assert!(!format!("{:?}", hosts[0].tls).contains("BEGIN"));
 }
 

@@ -2,9 +2,10 @@
 
 pub(crate) mod build;
 pub(crate) mod cluster;
+pub(crate) mod fleet;
 pub(crate) mod hub;
 pub(crate) mod process;
-pub(crate) mod registry;
+pub(crate) mod proxy;
 
 use std::path::PathBuf;
 

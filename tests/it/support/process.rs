@@ -27,13 +27,18 @@ pub(crate) fn agent_command(dir: &Path) -> Command {
 
 /// As [`agent_command`], on another root.
 pub(crate) fn agent_on(dir: &Path, root: &Path) -> Command {
+    agent_with_logs(dir, root, "json")
+}
+
+/// As [`agent_on`], with logs of this form.
+pub(crate) fn agent_with_logs(dir: &Path, root: &Path, format: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
     command.arg("agent");
     command.arg("--root").arg(root);
     for (flag, name) in [("--socket", "s.sock"), ("--hosts-dir", "hosts.d")] {
         command.arg(flag).arg(dir.join(name));
     }
-    command.args(["--http", "127.0.0.1:0", "--log-format", "json"]);
+    command.args(["--http", "127.0.0.1:0", "--log-format", format]);
     command.stdin(Stdio::null()).stdout(Stdio::null());
     // What the tester's own shell has must not count.
     for (name, _) in std::env::vars_os() {
