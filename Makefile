@@ -7,7 +7,7 @@ CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench cluster cluster-down install image clean
+.PHONY: help build test lint fmt bench bench-scale cluster cluster-down install image clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,9 @@ fmt: ## format the sources
 
 bench: ## measure pulls side by side with containerd (root)
 	@tests/bench/run.sh
+
+bench-scale: ## measure what SCALE (--nodes 2000) simulated agents cost an API server
+	@tests/bench/scale.sh $(SCALE)
 
 cluster: ## start a real Kubernetes cluster in CLUSTER to play with; with root it has a node that runs pods
 	$(CARGO) build --locked
