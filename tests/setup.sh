@@ -9,13 +9,14 @@ cd "$(dirname "$0")/.."
 say() { echo "setup: $*" >&2; }
 
 # program:package
-wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd
+wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd promtool:prometheus
     go:golang-go openssl:openssl ip:iproute2 busybox:busybox-static pkg-config:pkg-config"
 packages=()
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 [ -e /usr/include/seccomp.h ] || packages+=(libseccomp-dev)
+[ -e /usr/include/stdio.h ] || packages+=(libc6-dev)
 if [ ${#packages[@]} -gt 0 ]; then
     if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
         say "installing ${packages[*]}"

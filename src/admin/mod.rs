@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
-use axum::http::{StatusCode, Uri};
+use axum::http::header::{ACCEPT, CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
@@ -19,7 +19,7 @@ use prometheus_client::registry::Registry;
 pub use listen::BindError;
 
 use crate::lifecycle::{Readiness, Shutdown};
-use crate::telemetry;
+use crate::telemetry::{self, TextForm};
 
 /// The admin listener, bound and not serving yet.
 #[derive(Debug)]
@@ -110,9 +110,11 @@ fn report(state: &[(&str, bool)], ready: bool, verbose: bool) -> String {
     text
 }
 
-async fn metrics(State(shown): State<Shown>) -> Response {
-    match telemetry::encode(&shown.metrics) {
-        Ok(text) => ([(CONTENT_TYPE, telemetry::CONTENT_TYPE)], text).into_response(),
+async fn metrics(State(shown): State<Shown>, headers: HeaderMap) -> Response {
+    let accept = headers.get(ACCEPT).and_then(|value| value.to_str().ok());
+    let form = TextForm::accepted(accept.unwrap_or_default());
+    match telemetry::encode(&shown.metrics, form) {
+        Ok(text) => ([(CONTENT_TYPE, form.content_type())], text).into_response(),
         Err(error) => plain(
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("metrics: {error}\n"),
@@ -173,6 +175,12 @@ mod tests {
             "{answer}"
         );
         let answer = ask(address, "/metrics").await;
+        assert!(
+            answer.contains("content-type: text/plain; version=0.0.4"),
+            "{answer}"
+        );
+        let accept = "/metrics HTTP/1.1\r\nAccept: application/openmetrics-text\r\nX: ";
+        let answer = ask(address, accept).await;
         assert!(
             answer.contains("content-type: application/openmetrics-text; version=1.0.0"),
             "{answer}"

@@ -5,9 +5,13 @@
 
 pub mod agent;
 pub mod config;
+pub mod controller;
 pub mod crds;
 mod credentials;
 pub mod demo;
+mod docker_config;
+pub mod images;
+mod kube_agent;
 mod open;
 
 pub use credentials::{Found, credentials_for};

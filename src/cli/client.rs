@@ -17,6 +17,7 @@ use super::failure::Failure;
 use crate::app::{self, CacheOptions};
 use crate::control;
 use crate::control::proto::images_client::ImagesClient;
+use crate::control::proto::prepulls_client::PrepullsClient;
 
 /// A list of 100,000 images is smaller.
 const MAX_ANSWER: usize = 64 << 20;
@@ -31,6 +32,8 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Client {
     /// The calls.
     pub(super) images: ImagesClient<Channel>,
+    /// What is declared; only an agent has that.
+    pub(super) prepulls: Option<PrepullsClient<Channel>>,
     agent: Option<PathBuf>,
     end: Option<End>,
 }
@@ -55,7 +58,8 @@ impl Client {
             .await
             .map_err(|cause| Failure::new(format!("{}: {cause}", socket.display())))?;
         Ok(Client {
-            images: client(channel),
+            images: client(channel.clone()),
+            prepulls: Some(PrepullsClient::new(channel).max_decoding_message_size(MAX_ANSWER)),
             agent: Some(socket.to_owned()),
             end: None,
         })
@@ -80,6 +84,9 @@ impl Client {
         let opened = opening
             .await
             .map_err(|error| Failure::new(format!("opening the store: {error}")))??;
+        if let Some(warning) = opened.store.warning() {
+            eprintln!("larder: {warning}");
+        }
         let (near, far) = tokio::io::duplex(PIPE);
         let service = control::server(opened.cache.clone());
         tokio::spawn(
@@ -91,6 +98,7 @@ impl Client {
         let cache = opened.cache;
         Ok(Client {
             images: client(channel),
+            prepulls: None,
             agent: None,
             end: Some(Box::new(move || {
                 Box::pin(async move { cache.shutdown().await })

@@ -6,6 +6,7 @@
 mod agent;
 mod client;
 mod completions;
+mod controller;
 mod crds;
 mod demo;
 mod df;
@@ -20,6 +21,7 @@ mod progress;
 mod pull;
 mod rmi;
 mod run;
+mod status;
 mod unpack;
 mod version;
 
@@ -30,6 +32,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::config::{AgentArgs, SOCKET};
+use crate::app::controller::ControllerArgs;
 use failure::Failure;
 use output::Format;
 
@@ -114,6 +117,9 @@ enum Verb {
     /// Run the node agent in the foreground
     #[command(after_help = agent::AFTER)]
     Agent(AgentArgs),
+    /// Run the cluster's controller in the foreground
+    #[command(after_help = controller::AFTER)]
+    Controller(ControllerArgs),
     /// Pull images from their registries
     #[command(after_help = pull::AFTER)]
     Pull(pull::Args),
@@ -129,6 +135,9 @@ enum Verb {
     /// Show what the store holds and what it occupies
     #[command(alias = "usage", alias = "imagefsinfo", after_help = df::AFTER)]
     Df(df::Args),
+    /// Show which declared images this node holds, and what went wrong
+    #[command(after_help = status::AFTER)]
+    Status(status::Args),
     /// Read everything in the store and compare checksums
     #[command(alias = "verify", after_help = fsck::AFTER)]
     Fsck(fsck::Args),

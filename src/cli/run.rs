@@ -8,8 +8,8 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, crds, demo, df, fsck, images, inspect, mount,
-    pull, rmi, unpack, version,
+    Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, fsck, images,
+    inspect, mount, pull, rmi, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -46,6 +46,7 @@ pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { globals, verb } = cli;
     match verb {
         Verb::Agent(args) => return agent::run(args, &globals),
+        Verb::Controller(args) => return controller::run(args, &globals),
         Verb::Completions(args) => {
             completions::run(&args)?;
             return Ok(ExitCode::SUCCESS);
@@ -97,12 +98,14 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Images(args) => images::run(args, &mut client, &terminal).await,
             Verb::Inspect(args) => inspect::run(&args, &mut client, &terminal).await,
             Verb::Rmi(args) => rmi::run(args, &mut client, &terminal).await,
+            Verb::Status(args) => status::run(&args, &mut client, &terminal).await,
             Verb::Df(args) => df::run(&args, &mut client, &terminal).await,
             Verb::Fsck(args) => fsck::run(&args, &mut client, &terminal).await,
             Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,
             Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
             Verb::Umount(args) => mount::umount(args, &mut client).await,
             Verb::Agent(_)
+            | Verb::Controller(_)
             | Verb::Completions(_)
             | Verb::Crds(_)
             | Verb::Demo(_)

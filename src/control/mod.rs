@@ -1,15 +1,18 @@
 //! Door: `larder.v1`, what an operator's terminal asks of an agent.
 //!
 //! Translates between the wire and [`crate::cache`]: pull and fsck as streams of progress, the rest as single answers.
-//! The same service answers in-process where a terminal opens a store itself.
+//! The same service answers in-process where a terminal opens a store itself. What is declared, and by whom, the agent's
+//! wiring tells it.
 
 mod convert;
 mod fsck;
 mod pattern;
+mod prepulls;
 mod pull;
 mod service;
 mod status;
 
+pub use prepulls::{Prepulls, StatusSource, prepulls_server};
 pub use service::{Images, server};
 
 /// The wire's types, for this door and for the terminal's client.

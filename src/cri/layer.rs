@@ -344,7 +344,7 @@ mod tests {
     use super::*;
 
     fn text(registry: &Registry) -> String {
-        crate::telemetry::encode(registry).unwrap()
+        crate::telemetry::encode(registry, crate::telemetry::TextForm::OpenMetrics).unwrap()
     }
 
     #[test]

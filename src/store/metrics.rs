@@ -24,6 +24,11 @@ struct Op {
 
 type Bytes = Gauge<u64, AtomicU64>;
 
+/// Of damage.
+const KINDS: [&str; 7] = [
+    "database", "pack", "layer", "blob", "orphan", "segment", "other",
+];
+
 /// Counters of this room.
 #[derive(Clone, Debug)]
 pub struct Metrics {
@@ -53,7 +58,8 @@ impl Default for Metrics {
             scrubbed: Counter::default(),
             ops: Family::new_with_constructor(|| {
                 Histogram::new([
-                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0,
+                    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 60.0,
+                    600.0,
                 ])
             }),
         }
@@ -76,12 +82,16 @@ impl Metrics {
         add("larder_store_images", "Visible images", &|r, n, h| {
             r.register(n, h, m.images.clone());
         });
-        add("larder_store_layers", "Layers", &|r, n, h| {
+        add("larder_store_layers", "Layers in the store", &|r, n, h| {
             r.register(n, h, m.layers.clone());
         });
-        add("larder_store_segments", "Pack segments", &|r, n, h| {
-            r.register(n, h, m.segments.clone());
-        });
+        add(
+            "larder_store_segments",
+            "Files that hold the contents of layers",
+            &|r, n, h| {
+                r.register(n, h, m.segments.clone());
+            },
+        );
         add(
             "larder_dedup_saved_bytes",
             "Content bytes that ingests found in the store already",
@@ -99,7 +109,7 @@ impl Metrics {
         );
         add(
             "larder_fsck_damaged",
-            "Damage found, by kind",
+            "Damage found by verification, by kind of what is damaged",
             &|r, n, h| r.register(n, h, m.damaged.clone()),
         );
         add(
@@ -109,9 +119,13 @@ impl Metrics {
         );
         add(
             "larder_store_op_duration_seconds",
-            "Duration of store operations",
+            "Duration of store operations that touch the disk, by operation",
             &|r, n, h| r.register(n, h, m.ops.clone()),
         );
+        // What is not there yet cannot rise, and no alert sees its first time.
+        for kind in KINDS {
+            metrics.damaged.get_or_create_owned(&Kind { kind });
+        }
         metrics
     }
 
@@ -139,7 +153,7 @@ impl Metrics {
 
     pub(super) fn found(&self, report: &FsckReport) {
         for damage in &report.damaged {
-            let kind = ["database", "pack", "layer", "blob", "orphan", "segment"]
+            let kind = KINDS
                 .into_iter()
                 .find(|kind| *kind == damage.kind)
                 .unwrap_or("other");

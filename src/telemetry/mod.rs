@@ -9,6 +9,6 @@ mod seldom;
 mod trace;
 
 pub use log::{LogConfig, LogError, LogFormat, init};
-pub use metrics::{CONTENT_TYPE, encode, registry};
+pub use metrics::{TextForm, encode, registry};
 pub use seldom::Seldom;
 pub use trace::{TraceContext, TraceContextError};

@@ -10,7 +10,12 @@
     cluster.sh kill|stop|start|restart PART DIR
                                        SIGKILL; SIGTERM, and SIGKILL after 5 s; start and wait until ready; stop and
                                        start. PART: etcd apiserver controller-manager scheduler containerd kubelet
+    cluster.sh run DIR NAME COMMAND...  a process of yours as one more part: recorded, logged, ended by down
     cluster.sh slow-etcd DIR MILLIS    from now on each request to etcd takes so much longer; 0 ends it
+
+Settings of a node: DIR/node/conf.d/*.toml for containerd, kubelet.d/*.conf for the kubelet (each as its own settings are
+written, and read when it starts), hosts.d for registries as containerd has them. Its only images are bed.local/busybox:1
+and the sandbox's. There is no DNS and no kube-proxy; the service `kubernetes` works.
 
 Status 3: this machine cannot, and the reason on stderr. Several clusters, each in a DIR of its own, do not meet.
 Every process is recorded in DIR/pids by itself before it becomes the program it runs, and ended only if the process
@@ -134,8 +139,9 @@ class Process:
             end = time.monotonic() + patience
             while pid := self.pid():
                 if number:
+                    # It leads a group of its own, with what it started and did not let go.
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
+                        os.killpg(pid, number)
                     number = None
                 if time.monotonic() > end:
                     break
@@ -223,6 +229,11 @@ class Cluster:
         names = CONTROL_PLANE + (NODE if self.set["node"] else [])
         return [name for name in names if name != "etcd-proxy" or self.set["ports"].get("etcd-proxy")]
 
+    def guests(self):
+        """Names that were given to run."""
+        records = (self.root / "pids").glob("*") if self.set else []
+        return sorted(record.name for record in records if record.suffix != ".new" and record.name not in CONTROL_PLANE + NODE)
+
     def node(self):
         return bed_node.Node(self.root, self.set["id"], self.set["net"])
 
@@ -259,14 +270,15 @@ class Cluster:
         make_keys(self.root / "pki", self.service_ip())
         (self.root / "etcd-delay").write_text("0")
         users = USERS | {"kubelet": (f"system:node:{self.node().name}", "system:nodes")}
-        self.set["tokens"] = {user: secrets.token_hex(16) for user in users}
-        self.save()
-        lines = [f'{self.set["tokens"][user]},{name},{user},"{groups}"' for user, (name, groups) in users.items()]
+        tokens = {user: secrets.token_hex(16) for user in users}
+        lines = [f'{tokens[user]},{name},{user},"{groups}"' for user, (name, groups) in users.items()]
         (self.root / "pki/tokens.csv").write_text("\n".join(lines) + "\n")
         ca = (self.root / "pki/ca.crt").read_bytes()
         server = f'https://127.0.0.1:{self.set["ports"]["apiserver"]}'
-        for user, token in self.set["tokens"].items():
+        for user, token in tokens.items():
             (self.root / f"{user}.kubeconfig").write_text(kubeconfig(server, ca, token))
+        # Last of all: who finds them finds the rest.
+        self.set["tokens"] = tokens
 
     def service_ip(self):
         """Of the service `kubernetes`: the first one there is."""
@@ -299,6 +311,7 @@ class Cluster:
                     f"--tls-cert-file={pki}/apiserver.crt", f"--tls-private-key-file={pki}/apiserver.key",
                     f"--client-ca-file={pki}/ca.crt", f"--token-auth-file={pki}/tokens.csv",
                     f"--kubelet-client-certificate={pki}/kubelet-client.crt", f"--kubelet-client-key={pki}/kubelet-client.key",
+                    "--kubelet-preferred-address-types=InternalIP",
                     "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
                     f"--service-account-key-file={pki}/sa.key", f"--service-account-signing-key-file={pki}/sa.key",
                     f"--service-account-issuer={issuer}", f"--api-audiences={issuer}",
@@ -329,23 +342,37 @@ class Cluster:
             case "containerd":
                 return self.node().socket.exists()
             case "kubelet":
-                node = json.loads(self.get(f"/api/v1/nodes/{self.node().name}") or "{}")
-                conditions = node.get("status", {}).get("conditions", [])
-                return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+                # A node that was ready stays so for a while without a kubelet.
+                with contextlib.suppress(OSError), socket.create_connection((f'{self.set["net"]}.1', 10250)):
+                    return self.node_is_ready()
+                return False
         return True
+
+    def node_is_ready(self):
+        node = json.loads(self.get(f"/api/v1/nodes/{self.node().name}") or "{}")
+        conditions = node.get("status", {}).get("conditions", [])
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
     def start(self, name):
         process = self.process(name)
-        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-        env["PATH"] = f'{self.set["bin"]}:{env.get("PATH", "")}'
+        env = self.environment()
         if name == "containerd":
             self.node().socket.unlink(missing_ok=True)
         process.start(self.command(name), env, [self.node().runtime_procs()] if name == "containerd" else [])
         wait_for(f"{name} ready", lambda: self.is_ready(name), process.check)
 
+    def environment(self):
+        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        return env | {"PATH": f'{self.set["bin"]}:{env.get("PATH", "")}'}
+
+    def run(self, name, argv):
+        if not self.set or name in CONTROL_PLANE + NODE or not name.replace("-", "").isalnum():
+            raise Broken(f"{name} cannot be a part of a cluster in {self.root}")
+        self.process(name).start(argv, self.environment())
+
     def one(self, verb, name):
         """kill, stop, start or restart."""
-        if name not in self.parts():
+        if name not in self.parts() + (self.guests() if verb in ["kill", "stop"] else []):
             raise Broken(f"{name} is no part of the cluster in {self.root}")
         if verb == "kill":
             self.process(name).end()
@@ -381,6 +408,8 @@ class Cluster:
         try:
             if fresh:
                 self.prepare(direct)
+            if "tokens" not in self.set:
+                raise Broken(f"an up was interrupted in {self.root}: end it with down")
             self.set["bin"] = folder
             self.set["node"] |= node
             self.save()
@@ -412,6 +441,8 @@ class Cluster:
     def down(self):
         if not self.set:
             return
+        for name in self.guests():
+            self.process(name).end(gently=True)
         for name in reversed(CONTROL_PLANE + NODE):
             self.process(name).end()
         self.node().remove()
@@ -431,7 +462,7 @@ class Cluster:
             say(f"no cluster in {self.root}")
             return 1
         down = 0
-        for name in self.parts():
+        for name in self.parts() + self.guests():
             pid = self.process(name).pid()
             down += pid is None
             print(f"{name}\t{pid or 'not running'}")
@@ -460,23 +491,28 @@ def tools(node):
 async def proxy(address, target, delay_file):
     async def carry(reader, writer, delay):
         """In order, each piece so much later; what follows does not wait for what is under way."""
-        pieces = asyncio.Queue(maxsize=1024)
+        pieces = asyncio.Queue(maxsize=256)
 
-        async def send():
+        async def read():
+            while data := await reader.read(1 << 16):
+                await pieces.put((time.monotonic() + delay(), data))
+            await pieces.put(None)
+
+        async def write():
             while piece := await pieces.get():
                 due, data = piece
                 await asyncio.sleep(max(0, due - time.monotonic()))
                 writer.write(data)
                 await writer.drain()
 
-        sending = asyncio.create_task(send())
-        with contextlib.suppress(OSError):
-            while data := await reader.read(1 << 18):
-                await pieces.put((time.monotonic() + delay(), data))
-        await pieces.put(None)
-        with contextlib.suppress(OSError):
-            await sending
-        writer.close()
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(read())
+                both.create_task(write())
+        except* OSError:
+            pass
+        finally:
+            writer.close()
 
     def delay():
         with contextlib.suppress(OSError, ValueError):
@@ -530,6 +566,8 @@ def hold(folder, up):
         print("ready", flush=True)
         sys.stdin.buffer.read()
     finally:
+        for number in [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]:
+            signal.signal(number, signal.SIG_IGN)
         with locked(folder) as cluster:
             cluster.down()
 
@@ -550,6 +588,10 @@ def main():
         one = verbs.add_parser(verb)
         one.add_argument("part")
         one.add_argument("dir")
+    one = verbs.add_parser("run")
+    one.add_argument("dir")
+    one.add_argument("name")
+    one.add_argument("command", nargs=argparse.REMAINDER)
     one = verbs.add_parser("slow-etcd")
     one.add_argument("dir")
     one.add_argument("millis", type=int)
@@ -573,6 +615,8 @@ def main():
                 cluster.down()
             case "status":
                 return cluster.status()
+            case "run":
+                cluster.run(args.name, args.command)
             case "slow-etcd":
                 cluster.slow_etcd(args.millis)
             case verb:

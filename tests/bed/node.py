@@ -3,6 +3,8 @@
 Everything made outside of the cluster's folder is found again by a name that only this cluster uses, and removed.
 """
 import contextlib
+import errno
+import fcntl
 import hashlib
 import io
 import json
@@ -16,8 +18,11 @@ import time
 
 # Set by the kubelet without asking.
 SYSCTLS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"]
-# Made by libcni, runc and the kubelet, wherever their own folders are.
-FIXED = ["/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet"]
+# Made by containerd, libcni and the kubelet, wherever they are told to keep their things.
+FIXED = ["/run/containerd", "/var/lib/cni/results", "/var/lib/cni", "/var/log/containers"]
+FIXED += ["/var/lib/kubelet/device-plugins/kubelet.sock", "/var/lib/kubelet/device-plugins", "/var/lib/kubelet"]
+# One record for each node on this machine, gone with a reboot as what it tells of.
+SHARED = pathlib.Path("/run/larder-bed")
 # Any image with this name on the node runs as the sandbox of pods.
 PAUSE = "bed.local/pause:1"
 BUSYBOX = "bed.local/busybox:1"
@@ -25,6 +30,17 @@ BUSYBOX = "bed.local/busybox:1"
 
 class Fault(Exception):
     """It did not work."""
+
+
+@contextlib.contextmanager
+def one_at_a_time():
+    """Of the clusters on this machine."""
+    lock = os.open(SHARED.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def mounts():
@@ -50,7 +66,7 @@ class Node:
         self.net = net
         self.group = f"larder-bed-{key}"
         self.socket = self.root / "run/containerd.sock"
-        self.before = self.root / "before.json"
+        self.record = SHARED / f"{key}.json"
 
     # Control groups: one below the root of each hierarchy.
 
@@ -95,14 +111,7 @@ class Node:
         root = self.root
         for folder in ["run", "s", "cni.d", "cni", "conf.d", "hosts.d", "kubelet", "kubelet.d", "plugins", "pod-logs"]:
             (root / folder).mkdir(parents=True, exist_ok=True)
-        if not self.before.exists():
-            before = {
-                "sysctls": {name: value for name in SYSCTLS if (value := self.sysctl(name)) is not None},
-                "absent": [path for path in FIXED if not os.path.exists(path)],
-            }
-            new = root / "before.new"
-            new.write_text(json.dumps(before))
-            new.rename(self.before)
+        self.remember()
         (root / "containerd.toml").write_text(self.containerd(bin_dir))
         (root / "kubelet.yaml").write_text(json.dumps(self.kubelet(ca), indent=1))
         (root / "kubelet.kubeconfig").write_text(kubelet_config)
@@ -166,6 +175,7 @@ imports = ['{self.root}/conf.d/*.toml']
 [plugins.'io.containerd.cri.v1.runtime'.cni]
   bin_dirs = ['{bin_dir}/cni']
   conf_dir = '{self.root}/cni.d'
+  use_internal_loopback = true
 """
 
     def kubelet(self, ca):
@@ -238,17 +248,59 @@ imports = ['{self.root}/conf.d/*.toml']
                     link.unlink()
         for group, _ in self.groups():
             for folder, _, _ in os.walk(group, topdown=False):
-                os.rmdir(folder)
-        if self.before.exists():
-            before = json.loads(self.before.read_text())
-            for name, value in before["sysctls"].items():
-                if self.sysctl(name) != value:
+                self.remove_group(folder)
+        self.restore()
+
+    def others(self):
+        """What nodes that are still there found when they were made."""
+        records = [json.loads(file.read_text()) for file in SHARED.glob("*.json") if file != self.record]
+        return [record for record in records if os.path.exists(record["root"])]
+
+    def remember(self):
+        """How the machine is without nodes."""
+        with one_at_a_time():
+            if self.record.exists():
+                return
+            others = self.others()
+            before = others[0] if others else {
+                "sysctls": {name: value for name in SYSCTLS if (value := self.sysctl(name)) is not None},
+                "absent": [path for path in FIXED if not os.path.exists(path)],
+            }  # fmt: skip
+            SHARED.mkdir(exist_ok=True)
+            new = self.record.with_suffix(".new")
+            new.write_text(json.dumps({**before, "root": str(self.root)}))
+            new.rename(self.record)
+
+    def restore(self):
+        """The last one makes the machine as it was."""
+        with one_at_a_time():
+            if not self.record.exists():
+                return
+            before = json.loads(self.record.read_text())
+            if not self.others():
+                for name, value in before["sysctls"].items():
+                    if self.sysctl(name) != value:
+                        with contextlib.suppress(OSError):
+                            pathlib.Path("/proc/sys", name).write_text(value)
+                for path in before["absent"]:
+                    # Others may use them by now.
                     with contextlib.suppress(OSError):
-                        pathlib.Path("/proc/sys", name).write_text(value)
-            for path in before["absent"]:
-                # Others may use them by now.
-                with contextlib.suppress(OSError):
-                    os.rmdir(path)
+                        os.unlink(path) if path.endswith(".sock") else os.rmdir(path)
+            self.record.unlink()
+            with contextlib.suppress(OSError):
+                SHARED.rmdir()
+
+    @staticmethod
+    def remove_group(folder):
+        """The kernel may hold one for a moment longer than its last process lives."""
+        end = time.monotonic() + 20
+        while True:
+            try:
+                return os.rmdir(folder)
+            except OSError as why:
+                if why.errno != errno.EBUSY or time.monotonic() > end:
+                    raise Fault(f"{folder}: {why}") from why
+            time.sleep(0.01)
 
 
 def image_layout(busybox):

@@ -105,6 +105,7 @@ find_go() {
         chmod +x "$bed/$GO.new"/bin/* "$bed/$GO.new"/pkg/tool/*/*
         mv "$bed/$GO.new" "$bed/$GO"
     fi
+    unset GOROOT
     export PATH="$bed/$GO/bin:$PATH"
 }
 
@@ -140,8 +141,8 @@ checkout() {
         # A sibling module replaced by path in the author's checkout is not there: use its release. Those of
         # Kubernetes are required as v0.0.0 and released as v0.MINOR.PATCH.
         sed -i -E -e "s|=> \./staging/src/(.*)|=> \1 v0.${2#v1.}|" -e '/=> \.{1,2}\//d' "$dir/go.mod.new"
+        go mod edit -require "$1@$2" "$dir/go.mod.new"
         mv "$dir/go.mod.new" "$dir/go.mod"
-        (cd "$dir" && go mod edit -require "$1@$2")
     fi
     echo "$dir"
 }

@@ -26,6 +26,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::doors::connect;
+use crate::support::need;
 
 struct Running {
     dir: tempfile::TempDir,
@@ -307,6 +308,22 @@ async fn probes_metrics_health_and_reflection() {
         "grpc_server_handled_total",
     ] {
         assert!(answer.contains(name), "{name} is not in {answer}");
+    }
+    let (_, text) = answer.split_once("\r\n\r\n").unwrap();
+    if let Some([promtool]) = need("probes_metrics_health_and_reflection (lint)", ["promtool"]) {
+        let mut lint = std::process::Command::new(promtool)
+            .args(["check", "metrics"])
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut stdin = lint.stdin.take().unwrap();
+        std::io::Write::write_all(&mut stdin, text.as_bytes()).unwrap();
+        drop(stdin);
+        let output = lint.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}\n{text}");
+        assert!(output.stderr.is_empty(), "{output:?}");
     }
     agent.stop().await;
 }

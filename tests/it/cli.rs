@@ -11,12 +11,13 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 13] = [
     "agent",
     "pull",
     "images",
     "inspect",
     "rmi",
+    "status",
     "df",
     "fsck",
     "unpack",
@@ -183,6 +184,115 @@ fn completions_know_every_verb() {
             assert!(script.out.contains(verb), "{shell}: {verb}");
         }
     }
+}
+
+#[test]
+fn completions_load() {
+    let dir = tempfile::tempdir().unwrap();
+    for (shell, ask) in [
+        (
+            "bash",
+            "set -eu; . ./script; COMP_WORDS=(larder im); COMP_CWORD=1; _larder larder im larder; echo ${COMPREPLY[@]}",
+        ),
+        (
+            "zsh",
+            "autoload -U compinit; compinit -u -D; . ./script; whence _larder >/dev/null; echo images",
+        ),
+        ("fish", ". ./script; complete -C 'larder im'"),
+    ] {
+        let Some(program) = crate::support::program(shell) else {
+            crate::support::skip(
+                &format!("completions_load ({shell})"),
+                &format!("{shell} is not installed"),
+            );
+            continue;
+        };
+        std::fs::write(dir.path().join("script"), bare(&["completions", shell]).out).unwrap();
+        let ran = run(Command::new(program)
+            .args(["-c", ask])
+            .env("HOME", dir.path())
+            .current_dir(dir.path())
+            .stdin(Stdio::null()));
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{shell}: {ran:?}");
+        assert!(ran.out.starts_with("images"), "{shell}: {ran:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_below_the_output_is_a_failure() {
+    for args in [&["--help"][..], &["completions", "bash"], &["version"]] {
+        let full = std::fs::File::options()
+            .write(true)
+            .open("/dev/full")
+            .unwrap();
+        let ran = run(larder().args(args).stdout(full));
+        assert_eq!(ran.code, 1, "{args:?}: {ran:?}");
+        assert!(ran.err.contains("standard output"), "{args:?}: {ran:?}");
+    }
+}
+
+#[test]
+fn the_configuration_in_force_can_be_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("config.toml");
+    std::fs::write(&file, "[registry]\nattempts = 2\nmax_per_host = 3\n").unwrap();
+    let check = |args: &[&str]| {
+        run(larder()
+            .env("LARDER_REGISTRY_ATTEMPTS", "4")
+            .args(["--root", "/flag", "agent", "--check", "--config"])
+            .arg(&file)
+            .args(args))
+    };
+    let shown = check(&[]);
+    for (key, origin) in [
+        ("root = \"/flag\"", "# --root".to_owned()),
+        (
+            "hosts_dirs = [\"/nonexistent\"]",
+            "# LARDER_HOSTS_DIR".to_owned(),
+        ),
+        (
+            "registry.attempts = 4",
+            "# LARDER_REGISTRY_ATTEMPTS".to_owned(),
+        ),
+        (
+            "registry.max_per_host = 3",
+            format!("# {}: line 3", file.display()),
+        ),
+        ("drain_timeout = \"20s\"", "# default".to_owned()),
+    ] {
+        let line = shown.line().lines().find(|line| line.starts_with(key));
+        assert!(
+            line.is_some_and(|line| line.ends_with(&origin)),
+            "{key}: {shown:?}"
+        );
+    }
+    // What it prints is a configuration that makes the same.
+    let again = dir.path().join("again.toml");
+    std::fs::write(&again, &shown.out).unwrap();
+    let ran = run(larder()
+        .env_remove("LARDER_SOCKET")
+        .env_remove("LARDER_HOSTS_DIR")
+        .args(["agent", "--check", "-o", "json", "--config"])
+        .arg(&again));
+    let (before, after) = (check(&["-o", "json"]).json(), ran.json());
+    for (before, after) in before
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip(after.as_array().unwrap())
+    {
+        assert_eq!(
+            (&before["key"], &before["value"]),
+            (&after["key"], &after["value"])
+        );
+    }
+    std::fs::write(&file, "[registry]\nattempts = 0\n").unwrap();
+    let ran = run(larder().args(["agent", "--check", "--config"]).arg(&file));
+    assert_eq!(ran.code, 2, "{ran:?}");
+    assert!(
+        ran.err.contains("line 2: registry.attempts: 0 is not"),
+        "{ran:?}"
+    );
 }
 
 #[test]
@@ -505,6 +615,78 @@ async fn damage_is_found_named_and_healed() {
     assert_eq!(healed.code, 0, "{healed:?}");
     let sound = on(&root, &["fsck"]);
     assert!(sound.line().ends_with("no damage."), "{sound:?}");
+}
+
+/// Damages a store in place, as a disk or a hand may: no file changes its length, but for the database's.
+fn damage(root: &Path, kind: &str) {
+    if kind == "database" {
+        return std::fs::write(root.join("larder.redb"), noise(9, 70_000)).unwrap();
+    }
+    let folder = if kind == "pack" { "packs" } else { "layers" };
+    let files = std::fs::read_dir(root.join(folder)).unwrap();
+    let path = files
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|ext| ext == kind))
+        .unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = match kind {
+        // In the first content, whichever it is.
+        "pack" => bytes.iter().position(|byte| *byte != 0).unwrap(),
+        _ => bytes.len() / 2,
+    };
+    bytes[at] ^= 0xff;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_every_kind_is_healed_by_a_pull() {
+    let hub = hub().await;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let app = hub.reference("app:1");
+    assert_eq!(on_async(&root, &["pull", "-q", &app]).await.code, 0);
+    for (kind, named) in [
+        ("pack", "packs/"),
+        ("erofs", ".erofs"),
+        ("idx", "checksum"),
+        ("database", "larder.redb"),
+    ] {
+        for verified in [false, true] {
+            damage(&root, kind);
+            if verified {
+                let found = on(&root, &["fsck", "-o", "json"]);
+                assert_eq!(found.code, 1, "{kind}: {found:?}");
+                assert!(found.out.contains(named), "{kind}: {found:?}");
+                let repaired = on(&root, &["fsck", "--repair"]);
+                assert_eq!(repaired.code, 0, "{kind}: {repaired:?}");
+            } else if kind == "pack" {
+                // Contents are too many to read at each pull: whoever reads them finds out.
+                let target = dir.path().join("refused");
+                let read = on(&root, &["unpack", &app, target.to_str().unwrap()]);
+                assert_eq!(read.code, 1, "{read:?}");
+                assert!(
+                    read.err.contains(named) && read.err.contains("pull"),
+                    "{read:?}"
+                );
+            } else if kind == "database" {
+                // Not only to the first who asks.
+                for _ in 0..2 {
+                    let listed = on(&root, &["images", "-q"]);
+                    assert!(listed.err.contains(named), "{listed:?}");
+                    assert!(listed.err.contains("pull the images again"), "{listed:?}");
+                }
+            }
+            let healed = on_async(&root, &["pull", "-q", &app]).await;
+            assert_eq!(healed.code, 0, "{kind}: {healed:?}");
+            let sound = on(&root, &["fsck"]);
+            assert!(sound.line().ends_with("no damage."), "{kind}: {sound:?}");
+            let target = dir.path().join(format!("{kind}-{verified}"));
+            let read = on(&root, &["unpack", &app, target.to_str().unwrap()]);
+            assert_eq!(read.code, 0, "{kind}: {read:?}");
+            let content = std::fs::read(target.join("app/main")).unwrap();
+            assert!(content == noise(2, 200_000), "{kind}");
+        }
+    }
 }
 
 #[test]

@@ -88,7 +88,7 @@ async fn version_is_answered_and_counted() {
     drop(client);
     server.shutdown.request();
     server.task.await.unwrap().unwrap();
-    let text = telemetry::encode(&server.metrics).unwrap();
+    let text = telemetry::encode(&server.metrics, telemetry::TextForm::OpenMetrics).unwrap();
     let labels =
         "grpc_type=\"unary\",grpc_service=\"runtime.v1.RuntimeService\",grpc_method=\"Version\"";
     assert!(

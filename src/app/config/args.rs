@@ -21,12 +21,29 @@ pub struct AgentArgs {
     /// Address of /metrics, /livez and /readyz; empty for none [default: 127.0.0.1:9640]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// What holds images on this node: larder, or runtime for the image service of the container runtime, into which
+    /// declared images are pulled then; no image service is served [default: larder]
+    #[arg(long, value_name = "HOLDER")]
+    pub images: Option<String>,
+    /// Unix socket of the container runtime, for --images runtime [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub runtime_endpoint: Option<PathBuf>,
     /// Docker config.json with credentials for pulls that bring none
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,
     /// Platform of pulls that name none, os/arch[/variant] [default: this machine's]
     #[arg(long, value_name = "PLATFORM")]
     pub platform: Option<String>,
+    /// Kubeconfig of an API server whose prepulls this node follows [default: the pod's service account, if there is
+    /// one and --node-name is given; else none]
+    #[arg(long, value_name = "FILE")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Name of this machine's Node [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub node_name: Option<String>,
+    /// Folder of prepulls and prune policies as YAML files; needs no API server
+    #[arg(long, value_name = "DIR")]
+    pub manifests: Option<PathBuf>,
     /// Layers ingested at once [default: 4]
     #[arg(long, value_name = "N")]
     pub max_layers: Option<usize>,

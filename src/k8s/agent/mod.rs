@@ -2,9 +2,390 @@
 //!
 //! Decisions are pure functions of the declared objects, the node and the clock; the shell around them watches, pulls
 //! through [`Images`] and writes one object, the node's own `NodeImageCache`.
+//!
+//! ```text
+//! watch, files -> core: assign -> plan -> pulls through the seam
+//!                       |  \-> report -> writer -> NodeImageCache
+//!                       \-> state (what a restart needs)
+//! ```
 
+mod assign;
+mod core;
+mod files;
+mod inventory;
+mod metrics;
+mod plan;
+mod prepull;
+mod report;
+mod retry;
 mod seam;
+mod secrets;
+mod state;
+mod view;
+mod watch;
+mod window;
+mod work;
+mod writer;
 
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use k8s_openapi::api::core::v1::Node;
+use tokio::sync::{mpsc, watch as cell};
+use tokio::time::{sleep_until, timeout};
+
+pub use metrics::Metrics;
+pub use plan::Limits;
+pub use prepull::{Identity as PrepullIdentity, Kind, Unit};
 pub use seam::{
     BoxFuture, Declared, Figures, HeldImage, Images, PullFailure, Want, WantCredentials,
 };
+pub use view::{ApiView, ImageState, ImageView, PrepullView, View};
+pub use watch::{Link, Trouble, Watched};
+
+use self::core::Core;
+use crate::k8s::api::{
+    ClusterImagePrepull, ImagePrepull, ImagePrunePolicy, NodeFacts, NodeImageCacheStatus, Taint,
+};
+use crate::k8s::connect::{Connection, Identity, REQUEST_TIMEOUT};
+use crate::lifecycle::{Shutdown, Tasks};
+use files::Folder;
+use prepull::Prepull;
+use state::StateFile;
+use watch::{Following, Told, follow};
+use writer::Writer;
+
+/// Messages that wait for the loop.
+const QUEUE: usize = 256;
+/// Messages taken in before the next decision.
+const BATCH: usize = 1024;
+
+/// Everything an agent of prepulls is told.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name of the node.
+    pub node: String,
+    /// Its labels, for manifests that choose by labels while no API server says them.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Where the assignment is kept; its folder exists.
+    pub state: PathBuf,
+    /// A folder of manifests.
+    pub manifests: Option<PathBuf>,
+    /// Pulls at once.
+    pub limits: Limits,
+}
+
+/// The agent, not running yet.
+pub struct Agent {
+    config: Config,
+    connection: Option<Arc<Connection>>,
+    images: Arc<dyn Images>,
+    metrics: Metrics,
+    view: cell::Sender<Arc<View>>,
+}
+
+impl std::fmt::Debug for Agent {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Agent")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the loop hears.
+#[derive(Clone, Debug)]
+enum Message {
+    Cluster(Told<Prepull>),
+    Namespaced(Told<Prepull>),
+    Policy(Told<ImagePrunePolicy>),
+    Node(Told<NodeFacts>),
+    Folder(Folder),
+    /// What is wrong with the credentials.
+    Identity(Option<String>),
+    /// What an earlier run reported.
+    Reported(NodeImageCacheStatus),
+}
+
+/// What the core needs besides messages.
+#[derive(Clone)]
+struct Settings {
+    node: NodeFacts,
+    state: StateFile,
+    manifests: Option<PathBuf>,
+    limits: Limits,
+    images: Arc<dyn Images>,
+    metrics: Metrics,
+}
+
+/// What the core needs of the API server.
+struct Api {
+    following: Following,
+    secrets: Arc<secrets::Secrets>,
+}
+
+impl Agent {
+    /// An agent over what holds images. Without a connection only manifests count.
+    pub fn new(
+        config: Config,
+        connection: Option<Arc<Connection>>,
+        images: Arc<dyn Images>,
+        metrics: Metrics,
+    ) -> Self {
+        let view = View {
+            node: config.node.clone(),
+            ..View::default()
+        };
+        Agent {
+            config,
+            connection,
+            images,
+            metrics,
+            view: cell::Sender::new(Arc::new(view)),
+        }
+    }
+
+    /// What people may ask at any time.
+    pub fn view(&self) -> cell::Receiver<Arc<View>> {
+        self.view.subscribe()
+    }
+
+    /// Works until shutdown is asked for. Pulls under way are given up then; the next start goes on.
+    pub async fn run(self, shutdown: Shutdown) {
+        let Agent {
+            config,
+            connection,
+            images,
+            metrics,
+            view,
+        } = self;
+        let state = StateFile::new(config.state);
+        let loading = state.clone();
+        let loaded = match tokio::task::spawn_blocking(move || loading.load()).await {
+            Ok(Ok(loaded)) => loaded,
+            Ok(Err(error)) => {
+                tracing::error!(err = %error, "Assignment of the last run is lost");
+                Default::default()
+            }
+            Err(error) => {
+                tracing::error!(err = %error, "Loading the assignment panicked");
+                Default::default()
+            }
+        };
+        let (to, mut messages) = mpsc::channel(QUEUE);
+        let tasks = Tasks::new();
+        let settings = Settings {
+            node: NodeFacts {
+                name: config.node.clone(),
+                uid: config.node.clone(),
+                labels: config.labels,
+                ..NodeFacts::default()
+            },
+            state,
+            manifests: config.manifests.clone(),
+            limits: config.limits,
+            images,
+            metrics: metrics.clone(),
+        };
+        if let Some(dir) = config.manifests {
+            tasks.spawn("manifests", files::follow(dir, Message::Folder, to.clone()));
+        }
+        let (api, reports) = match connection {
+            None => (None, None),
+            Some(connection) => {
+                let following = Following {
+                    connection: connection.clone(),
+                    nodes: Arc::new(AtomicU64::new(
+                        loaded.0.iter().map(|hold| hold.desired).max().unwrap_or(0),
+                    )),
+                    metrics: metrics.clone(),
+                };
+                let reports = start(&tasks, &following, &config.node, &to);
+                let secrets = Arc::new(secrets::Secrets::new(connection));
+                let api = Api { following, secrets };
+                (Some(api), Some(reports))
+            }
+        };
+        // The tasks have senders of their own; without any there is nothing to hear.
+        let _to = to;
+        let mut core = Core::new(settings, api, loaded, view, reports);
+        let mut wake = core.settle().await;
+        loop {
+            tokio::select! {
+                () = shutdown.wait() => break,
+                message = messages.recv() => {
+                    let Some(message) = message else { break };
+                    core.take(message);
+                }
+                Some(done) = core.tasks.join_next() => finished(&mut core, done),
+                () = sleep_until(wake) => {}
+            }
+            for _ in 0..BATCH {
+                match messages.try_recv() {
+                    Ok(message) => core.take(message),
+                    Err(_) => break,
+                }
+            }
+            while let Some(done) = core.tasks.try_join_next() {
+                finished(&mut core, done);
+            }
+            wake = core.settle().await;
+        }
+        core.tasks.shutdown().await;
+    }
+}
+
+fn finished(core: &mut Core, done: Result<work::Done, tokio::task::JoinError>) {
+    match done {
+        Ok(done) => core.done(done),
+        Err(error) if error.is_cancelled() => {}
+        Err(error) => tracing::error!(err = %error, "A pull panicked"),
+    }
+}
+
+/// Starts everything that talks to the API server. The answer takes reports.
+fn start(
+    tasks: &Tasks,
+    following: &Following,
+    node: &str,
+    to: &mpsc::Sender<Message>,
+) -> cell::Sender<Arc<writer::Report>> {
+    tasks.spawn(
+        "clusterimageprepulls",
+        follow::<ClusterImagePrepull, _, _>(
+            following.clone(),
+            watch::Kind {
+                watched: Watched::ClusterImagePrepulls,
+                fields: None,
+                compile: Prepull::of_cluster,
+            },
+            Message::Cluster,
+            to.clone(),
+        ),
+    );
+    tasks.spawn(
+        "imageprepulls",
+        follow::<ImagePrepull, _, _>(
+            following.clone(),
+            watch::Kind {
+                watched: Watched::ImagePrepulls,
+                fields: None,
+                compile: Prepull::of_namespaced,
+            },
+            Message::Namespaced,
+            to.clone(),
+        ),
+    );
+    tasks.spawn(
+        "imageprunepolicies",
+        follow::<ImagePrunePolicy, _, _>(
+            following.clone(),
+            watch::Kind {
+                watched: Watched::ImagePrunePolicies,
+                fields: None,
+                compile: |policy: &ImagePrunePolicy| {
+                    let mut policy = policy.clone();
+                    policy.metadata.managed_fields = None;
+                    policy.status = None;
+                    policy
+                },
+            },
+            Message::Policy,
+            to.clone(),
+        ),
+    );
+    tasks.spawn(
+        "node",
+        follow::<Node, _, _>(
+            following.clone(),
+            watch::Kind {
+                watched: Watched::Node,
+                fields: Some(format!("metadata.name={node}")),
+                compile: node_facts,
+            },
+            Message::Node,
+            to.clone(),
+        ),
+    );
+    tasks.spawn(
+        "identity",
+        identify(following.clone(), node.to_owned(), to.clone()),
+    );
+    let (reports, read) = cell::channel(Arc::new(writer::Report::default()));
+    let (found, mut reported) = cell::channel(None);
+    let writer = Writer {
+        connection: following.connection.clone(),
+        node: node.to_owned(),
+        metrics: following.metrics.clone(),
+        nodes: following.nodes.clone(),
+    };
+    tasks.spawn("report", writer.run(read, found));
+    let to = to.clone();
+    tasks.spawn("reported", async move {
+        let status = match reported.wait_for(Option::is_some).await {
+            Ok(status) => status.clone(),
+            Err(_) => None,
+        };
+        if let Some(status) = status {
+            let _ = to.send(Message::Reported(status)).await;
+        }
+    });
+    reports
+}
+
+/// Asks once who this agent is for the API server, as often as it takes to get an answer.
+async fn identify(following: Following, node: String, to: mpsc::Sender<Message>) {
+    let mut attempt = 0;
+    loop {
+        let client = following.connection.client();
+        let trouble = match timeout(REQUEST_TIMEOUT, Identity::ask(&client)).await {
+            Ok(Ok(identity)) => {
+                let fault = identity.fault(&node);
+                match &fault {
+                    // A person's kubeconfig is fine where no admission policy asks for more.
+                    Some(fault) => {
+                        tracing::warn!(node, err = fault, "Credentials are not this node's")
+                    }
+                    None => {
+                        tracing::info!(node, user = identity.user, "Credentials are this node's")
+                    }
+                }
+                // Only what names another node is certain to be refused.
+                let wrong = fault.filter(|_| identity.node.is_some());
+                let _ = to.send(Message::Identity(wrong)).await;
+                return;
+            }
+            Ok(Err(error)) => Trouble::of(&error),
+            Err(_) => Trouble::Unreachable,
+        };
+        if trouble == Trouble::Unauthorized {
+            let _ = following.connection.renew().await;
+        }
+        attempt += 1;
+        let nodes = following.nodes.load(std::sync::atomic::Ordering::Relaxed);
+        tokio::select! {
+            () = tokio::time::sleep(retry::reconnect(attempt, nodes, retry::roll())) => {}
+            () = to.closed() => return,
+        }
+    }
+}
+
+/// What of a Node decides who chooses it.
+fn node_facts(node: &Node) -> NodeFacts {
+    let spec = node.spec.as_ref();
+    let taints = spec.and_then(|spec| spec.taints.as_ref());
+    NodeFacts {
+        name: node.metadata.name.clone().unwrap_or_default(),
+        uid: node.metadata.uid.clone().unwrap_or_default(),
+        labels: node.metadata.labels.clone().unwrap_or_default(),
+        taints: taints
+            .into_iter()
+            .flatten()
+            .map(|taint| Taint {
+                key: taint.key.clone(),
+                effect: taint.effect.clone(),
+            })
+            .collect(),
+        unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+    }
+}

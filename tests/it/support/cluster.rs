@@ -5,10 +5,11 @@
 #![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader, Write};
+use std::ops::Deref;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::OnceLock;
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -17,7 +18,7 @@ use super::process::{Ended, run};
 use super::{need, skip};
 
 /// As `kubectl` takes it; far more than anything takes.
-const PATIENCE: &str = "60s";
+const PATIENCE: &str = "120s";
 
 /// A running control plane.
 pub(crate) struct Cluster {
@@ -26,6 +27,20 @@ pub(crate) struct Cluster {
     guardian: Child,
     /// Its end is the end of the cluster.
     pipe: Option<ChildStdin>,
+}
+
+/// A cluster that is not shared. They run one after the other: each takes 500 MB and seconds of all processors.
+pub(crate) struct OwnCluster {
+    cluster: Cluster,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for OwnCluster {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
 }
 
 impl Cluster {
@@ -41,13 +56,22 @@ impl Cluster {
     }
 
     /// One of its own for a test that kills, restarts or slows parts. It ends when it is dropped.
-    pub(crate) fn own(test: &str) -> Option<Self> {
+    pub(crate) fn own(test: &str) -> Option<OwnCluster> {
         let kubectl = Self::tools(test)?;
-        Some(Self::start(kubectl, &[]).unwrap_or_else(|reason| panic!("{reason}")))
+        Some(Self::alone(kubectl, &[]))
+    }
+
+    /// One of their own for the tests of a file, which take turns on it: it runs beside the others.
+    pub(crate) fn kept(test: &str) -> Option<Self> {
+        let kubectl = Self::tools(test)?;
+        match Self::start(kubectl, &[]) {
+            Ok(cluster) => Some(cluster),
+            Err(reason) => panic!("the cluster does not start: {reason}"),
+        }
     }
 
     /// As [`Self::own`], with a node: containerd and a kubelet. One at a time on a machine is enough.
-    pub(crate) fn own_with_node(test: &str) -> Option<Self> {
+    pub(crate) fn own_with_node(test: &str) -> Option<OwnCluster> {
         if !super::is_root() {
             skip(test, "a kubelet needs root");
             return None;
@@ -66,7 +90,19 @@ impl Cluster {
                 "ip",
             ],
         )?;
-        Some(Self::start(kubectl, &["--node"]).unwrap_or_else(|reason| panic!("{reason}")))
+        Some(Self::alone(kubectl, &["--node"]))
+    }
+
+    fn alone(kubectl: PathBuf, flags: &[&str]) -> OwnCluster {
+        static TURN: Mutex<()> = Mutex::new(());
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        match Self::start(kubectl, flags) {
+            Ok(cluster) => OwnCluster {
+                cluster,
+                _turn: turn,
+            },
+            Err(reason) => panic!("the cluster does not start: {reason}"),
+        }
     }
 
     fn tools(test: &str) -> Option<PathBuf> {
@@ -218,7 +254,9 @@ impl Cluster {
                 "type": "Ready", "status": status, "reason": "Test", "message": "",
                 "lastHeartbeatTime": now, "lastTransitionTime": now,
             });
-            let patch = json!({"status": {"conditions": [condition]}}).to_string();
+            let room = json!({"cpu": "4", "memory": "8Gi", "pods": "110"});
+            let status = json!({"conditions": [condition], "capacity": room, "allocatable": room});
+            let patch = json!({ "status": status }).to_string();
             let flags = ["patch", "node", name, "--subresource=status", "-p", &patch];
             self.kubectl(&flags).ok();
         }

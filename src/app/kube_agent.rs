@@ -1,0 +1,206 @@
+//! Wiring of what is declared: the API server or a folder of manifests, the agent that follows them, and its answer
+//! to `larder status`.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use prometheus_client::registry::Registry;
+
+use super::config::DeclaredConfig;
+use crate::control::StatusSource;
+use crate::control::proto;
+use crate::image::Platform;
+use crate::k8s::agent::{
+    self, Agent, ApiView, ImageState, ImageView, Images, Limits, Link, PrepullView, View,
+};
+use crate::k8s::connect::{ApiServer, Connection};
+use crate::lifecycle::Shutdown;
+
+/// Name of the file that a restart needs, in the data directory.
+const STATE: &str = "prepulls.json";
+/// The user agent's name.
+const ROLE: &str = "larder-agent";
+
+/// Metrics, registered before there is an agent.
+#[derive(Debug)]
+pub(super) struct Metrics(agent::Metrics);
+
+impl Metrics {
+    pub(super) fn register(registry: &mut Registry) -> Self {
+        Metrics(agent::Metrics::register(registry))
+    }
+}
+
+/// An agent of declared images, not running yet.
+#[derive(Debug)]
+pub(super) struct Declared {
+    agent: Agent,
+}
+
+impl Declared {
+    /// `None` where nothing is declared to this agent.
+    pub(super) async fn build(
+        config: &DeclaredConfig,
+        root: &Path,
+        images: Arc<dyn Images>,
+        metrics: Metrics,
+    ) -> anyhow::Result<Option<Self>> {
+        let server = api_server(config, |name| std::env::var_os(name).is_some());
+        if server.is_none() && config.manifests.is_none() {
+            return Ok(None);
+        }
+        let node = match &config.node_name {
+            Some(name) => name.clone(),
+            None => host_name()?,
+        };
+        let connection = match server {
+            None => None,
+            Some(server) => Some(Arc::new(Connection::open(server, ROLE).await?)),
+        };
+        let config = agent::Config {
+            labels: labels(&node),
+            node,
+            state: root.join(STATE),
+            manifests: config.manifests.clone(),
+            limits: Limits::default(),
+        };
+        tracing::info!(
+            node = config.node,
+            api = connection.is_some(),
+            manifests = config
+                .manifests
+                .as_ref()
+                .map(|dir: &PathBuf| dir.display().to_string()),
+            "Declared images are followed"
+        );
+        let agent = Agent::new(config, connection, images, metrics.0);
+        Ok(Some(Declared { agent }))
+    }
+
+    /// Answers `larder status`.
+    pub(super) fn status(&self) -> StatusSource {
+        let view = self.agent.view();
+        Arc::new(move || response(&view.borrow()))
+    }
+
+    /// Works until shutdown is asked for.
+    pub(super) async fn run(self, shutdown: Shutdown) {
+        self.agent.run(shutdown).await;
+    }
+}
+
+/// A service account alone is no wish to follow prepulls: many pods have one.
+fn api_server(config: &DeclaredConfig, set: impl Fn(&str) -> bool) -> Option<ApiServer> {
+    match &config.kubeconfig {
+        Some(path) => Some(ApiServer::Kubeconfig(path.clone())),
+        None if config.node_name.is_some() && set("KUBERNETES_SERVICE_HOST") => {
+            Some(ApiServer::InCluster)
+        }
+        None => None,
+    }
+}
+
+/// As a kubelet names its Node.
+fn host_name() -> anyhow::Result<String> {
+    let uname = rustix::system::uname();
+    let name = uname.nodename().to_str().context("host name")?;
+    let name = name.trim().to_lowercase();
+    if name.is_empty() {
+        bail!("this machine has no host name: give --node-name");
+    }
+    Ok(name)
+}
+
+/// What every Node says of itself, for manifests that choose by labels.
+fn labels(node: &str) -> BTreeMap<String, String> {
+    let platform = Platform::host();
+    [
+        ("kubernetes.io/hostname", node),
+        ("kubernetes.io/os", &platform.os),
+        ("kubernetes.io/arch", &platform.architecture),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value.to_owned()))
+    .collect()
+}
+
+fn response(view: &View) -> proto::StatusResponse {
+    let (manifests, faults) = view.manifests.clone().unwrap_or_default();
+    proto::StatusResponse {
+        node: view.node.clone(),
+        api: view.api.as_ref().map(api),
+        manifests,
+        manifest_faults: faults
+            .into_iter()
+            .map(|(file, message)| proto::ManifestFault { file, message })
+            .collect(),
+        prepulls: view.prepulls.iter().map(prepull).collect(),
+    }
+}
+
+fn api(api: &ApiView) -> proto::ApiStatus {
+    proto::ApiStatus {
+        synced: api.synced,
+        fault: api.fault.clone().unwrap_or_default(),
+        watches: api
+            .links
+            .iter()
+            .map(|(watched, link)| {
+                let (state, message) = match link {
+                    Link::Starting => ("Starting", ""),
+                    Link::Synced => ("Synced", ""),
+                    Link::Lost { trouble, message } => (trouble.as_str(), message.as_str()),
+                };
+                proto::WatchStatus {
+                    resource: watched.as_str().to_owned(),
+                    state: state.to_owned(),
+                    message: message.to_owned(),
+                }
+            })
+            .collect(),
+    }
+}
+
+fn prepull(view: &PrepullView) -> proto::PrepullStatus {
+    proto::PrepullStatus {
+        kind: view.identity.kind.to_string(),
+        namespace: view.identity.namespace.clone(),
+        name: view.identity.name.clone(),
+        uid: view.identity.uid.clone(),
+        file: view.file.clone(),
+        revision: view.held.clone(),
+        next_revision: view.next.clone(),
+        state: format!("{:?}", view.state),
+        ready: view.ready as u64,
+        total: view.total as u64,
+        reason: view.reason.clone(),
+        message: view.message.clone(),
+        pinned: view.pinned,
+        retained_until: view
+            .retained_until
+            .map(|at| at.to_string())
+            .unwrap_or_default(),
+        images: view.images.iter().map(image).collect(),
+    }
+}
+
+fn image(view: &ImageView) -> proto::PrepullImage {
+    let state = match view.state {
+        ImageState::Held => "Held",
+        ImageState::Pulling => "Pulling",
+        ImageState::Pending => "Pending",
+        ImageState::Failed => "Failed",
+    };
+    proto::PrepullImage {
+        image: view.unit.image.clone(),
+        digest: view.unit.digest.clone(),
+        platform: view.unit.platform.clone(),
+        state: state.to_owned(),
+        reason: view.reason.clone(),
+        message: view.message.clone(),
+        attempts: view.attempts,
+        next_try: view.next.map(|at| at.to_string()).unwrap_or_default(),
+    }
+}

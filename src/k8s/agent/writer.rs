@@ -1,0 +1,330 @@
+//! Writes this node's `NodeImageCache`, and only that: server-side apply, compared before it is sent, spread in time.
+//!
+//! Owns when to write. An object whose Node is gone is left to the garbage collector.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use http::header::{ACCEPT, HeaderValue};
+use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
+use kube::api::{Api, Patch, PatchParams, Resource};
+use kube::core::{PartialObjectMeta, Request};
+use serde_json::json;
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::metrics::Metrics;
+use super::report::Essence;
+use super::retry;
+use super::watch::Trouble;
+use crate::k8s::api::{AGENT_MANAGER, NodeImageCache, NodeImageCacheStatus};
+use crate::k8s::connect::{Connection, REQUEST_TIMEOUT};
+
+/// An unchanged report is written again after this,
+const REFRESH: Duration = Duration::from_secs(11 * 3600);
+/// and up to this much more.
+const REFRESH_SPREAD: Duration = Duration::from_secs(2 * 3600);
+/// The answer without the object: a fifth of the bytes.
+const METADATA_ONLY: HeaderValue = HeaderValue::from_static(
+    "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
+);
+
+/// What the agent would report now.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Report {
+    /// All of it.
+    pub(super) status: NodeImageCacheStatus,
+    /// Nodes of each prepull, by uid.
+    pub(super) desired: BTreeMap<String, u64>,
+    /// Whether enough is known to speak: the first report waits for that.
+    pub(super) settled: bool,
+    /// Uid of the Node, as its watch has it; `None` while it is unknown or gone.
+    pub(super) node_uid: Option<String>,
+}
+
+/// The writer's side of a `NodeImageCache`.
+#[derive(Debug)]
+pub(super) struct Writer {
+    /// To the API server.
+    pub(super) connection: Arc<Connection>,
+    /// Name of the node, and of the object.
+    pub(super) node: String,
+    /// Counters.
+    pub(super) metrics: Metrics,
+    /// Nodes of the cluster, as far as known.
+    pub(super) nodes: Arc<AtomicU64>,
+}
+
+/// Why a write did not happen.
+#[derive(Debug)]
+enum Fault {
+    /// No Node, or another one than was known: nothing is written for it.
+    NodeGone,
+    Api(Trouble, String),
+}
+
+impl Fault {
+    fn of(error: &kube::Error) -> Self {
+        let message = match error {
+            kube::Error::Api(status) => status.message.clone(),
+            other => other.to_string(),
+        };
+        Fault::Api(Trouble::of(error), message.chars().take(512).collect())
+    }
+}
+
+/// What is at the API server, as far as this writer knows.
+#[derive(Debug)]
+struct Written {
+    /// Uid of the Node that owns the object.
+    owner: String,
+    essence: Essence,
+    refresh: Instant,
+}
+
+impl Writer {
+    /// What is reported there already, if anything is: so that a restart is no reason for a write.
+    async fn read(&self) -> Result<Option<NodeImageCache>, Fault> {
+        let api: Api<NodeImageCache> = Api::all(self.connection.client());
+        match timeout(REQUEST_TIMEOUT, api.get_opt(&self.node)).await {
+            Ok(Ok(found)) => Ok(found),
+            Ok(Err(error)) => Err(Fault::of(&error)),
+            Err(_) => Err(timed_out()),
+        }
+    }
+
+    /// Writes what is new until nobody reports any more. `found` gets the first status read, so that conditions keep
+    /// their transition times.
+    pub(super) async fn run(
+        self,
+        mut reports: watch::Receiver<Arc<Report>>,
+        found: watch::Sender<Option<NodeImageCacheStatus>>,
+    ) {
+        let mut written: Option<Written> = None;
+        let mut first = true;
+        let mut due: Option<Instant> = None;
+        let mut failures: u32 = 0;
+        let mut last_fault: Option<Trouble> = None;
+        let mut gone: Option<Option<String>> = None;
+        loop {
+            let report = reports.borrow_and_update().clone();
+            if gone.as_ref().is_some_and(|gone| *gone != report.node_uid) {
+                tracing::info!(node = self.node, "Node is there again; reports go on");
+                gone = None;
+                written = None;
+            }
+            let change = match (&written, &report.node_uid) {
+                _ if !report.settled || gone.is_some() => None,
+                // Without its Node there is nothing to report about.
+                (_, None) => None,
+                (Some(written), Some(uid)) if written.owner == *uid => written
+                    .essence
+                    .change(&Essence::of(&report.status), &report.desired)
+                    .or((Instant::now() >= written.refresh).then_some(1)),
+                _ => Some(report.desired.values().copied().max().unwrap_or(0)),
+            };
+            match change {
+                // What was new is as before again.
+                None if failures == 0 => due = None,
+                Some(nodes) if due.is_none() => {
+                    due = Some(Instant::now() + retry::spread(nodes).mul_f64(retry::roll()));
+                }
+                _ => {}
+            }
+            let wake = due.or_else(|| {
+                written
+                    .as_ref()
+                    .filter(|_| gone.is_none())
+                    .map(|written| written.refresh)
+            });
+            let now_due = tokio::select! {
+                changed = reports.changed() => match changed {
+                    Ok(()) => false,
+                    Err(_) => return,
+                },
+                () = at(wake) => due.is_some_and(|due| due <= Instant::now()),
+            };
+            if !now_due {
+                continue;
+            }
+            let report = reports.borrow_and_update().clone();
+            let result = if first {
+                self.first(&report, &found, &mut written, &mut first).await
+            } else {
+                self.write(&report, &mut written).await
+            };
+            match result {
+                Ok(()) => {
+                    if last_fault.take().is_some() {
+                        tracing::info!(node = self.node, "NodeImageCache is written again");
+                    }
+                    failures = 0;
+                    due = None;
+                }
+                Err(Fault::NodeGone) => {
+                    self.metrics.written("node_gone");
+                    tracing::warn!(
+                        node = self.node,
+                        "Node is gone or was made anew; nothing is reported until it is seen again"
+                    );
+                    gone = Some(report.node_uid.clone());
+                    written = None;
+                    failures = 0;
+                    due = None;
+                }
+                Err(Fault::Api(trouble, message)) => {
+                    self.metrics.written("failed");
+                    if last_fault != Some(trouble) {
+                        tracing::warn!(
+                            node = self.node,
+                            reason = trouble.as_str(),
+                            err = message,
+                            "NodeImageCache was not written; tried again"
+                        );
+                        last_fault = Some(trouble);
+                    }
+                    if trouble == Trouble::Unauthorized {
+                        let _ = self.connection.renew().await;
+                    }
+                    failures = failures.saturating_add(1);
+                    let nodes = self.nodes.load(Ordering::Relaxed);
+                    due = Some(Instant::now() + retry::reconnect(failures, nodes, retry::roll()));
+                }
+            }
+        }
+    }
+
+    /// Before the first write: what is there may be as it should be.
+    async fn first(
+        &self,
+        report: &Report,
+        found: &watch::Sender<Option<NodeImageCacheStatus>>,
+        written: &mut Option<Written>,
+        first: &mut bool,
+    ) -> Result<(), Fault> {
+        let object = self.read().await?;
+        *first = false;
+        let Some(object) = object else {
+            return self.write(report, written).await;
+        };
+        let owner = object
+            .owner_references()
+            .first()
+            .map(|owner| owner.uid.clone())
+            .unwrap_or_default();
+        let Some(status) = object.status else {
+            return self.write(report, written).await;
+        };
+        *written = Some(Written {
+            owner,
+            essence: Essence::of(&status),
+            refresh: refresh(),
+        });
+        // The next report is made with its transition times, and decides.
+        found.send_replace(Some(status));
+        Ok(())
+    }
+
+    async fn write(&self, report: &Report, written: &mut Option<Written>) -> Result<(), Fault> {
+        let Some(uid) = &report.node_uid else {
+            return Ok(());
+        };
+        if written.as_ref().is_none_or(|written| written.owner != *uid) {
+            self.own(uid).await?;
+        }
+        match self.apply_status(&report.status).await {
+            Err(Fault::Api(Trouble::KindMissing, _)) => {
+                // Of the object, or of the kind: making it tells.
+                self.own(uid).await?;
+                self.apply_status(&report.status).await?;
+            }
+            other => other?,
+        }
+        self.metrics.written("written");
+        *written = Some(Written {
+            owner: uid.clone(),
+            essence: Essence::of(&report.status),
+            refresh: refresh(),
+        });
+        Ok(())
+    }
+
+    /// Makes the object, owned by the Node; first of all the Node must still be the one that was seen.
+    async fn own(&self, uid: &str) -> Result<(), Fault> {
+        let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.connection.client());
+        let node = match timeout(REQUEST_TIMEOUT, nodes.get_opt(&self.node)).await {
+            Ok(Ok(node)) => node,
+            Ok(Err(error)) => return Err(Fault::of(&error)),
+            Err(_) => return Err(timed_out()),
+        };
+        if node.and_then(|node| node.uid()).as_deref() != Some(uid) {
+            return Err(Fault::NodeGone);
+        }
+        let object = json!({
+            "apiVersion": NodeImageCache::api_version(&()),
+            "kind": NodeImageCache::kind(&()),
+            "metadata": {
+                "name": self.node,
+                "ownerReferences": [
+                    {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": uid}
+                ],
+            },
+        });
+        self.apply(None, &object).await
+    }
+
+    async fn apply_status(&self, status: &NodeImageCacheStatus) -> Result<(), Fault> {
+        let object = json!({
+            "apiVersion": NodeImageCache::api_version(&()),
+            "kind": NodeImageCache::kind(&()),
+            "metadata": {"name": self.node},
+            "status": status,
+        });
+        self.apply(Some("status"), &object).await
+    }
+
+    async fn apply(&self, part: Option<&str>, object: &serde_json::Value) -> Result<(), Fault> {
+        let params = PatchParams::apply(AGENT_MANAGER).force();
+        let requests = Request::new(NodeImageCache::url_path(&(), None));
+        let patch = Patch::Apply(object);
+        let request = match part {
+            None => requests.patch(&self.node, &params, &patch),
+            Some(part) => requests.patch_subresource(part, &self.node, &params, &patch),
+        };
+        let mut request = request.map_err(|error| {
+            Fault::Api(
+                Trouble::Refused,
+                format!("node name {:?}: {error}", self.node),
+            )
+        })?;
+        request.headers_mut().insert(ACCEPT, METADATA_ONLY);
+        let client = self.connection.client();
+        let sent = client.request_text(request);
+        match timeout(REQUEST_TIMEOUT, sent).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(Fault::of(&error)),
+            Err(_) => Err(timed_out()),
+        }
+    }
+}
+
+fn timed_out() -> Fault {
+    Fault::Api(
+        Trouble::Unreachable,
+        "the API server did not answer in time".to_owned(),
+    )
+}
+
+fn refresh() -> Instant {
+    Instant::now() + REFRESH + REFRESH_SPREAD.mul_f64(retry::roll())
+}
+
+async fn at(instant: Option<Instant>) {
+    match instant {
+        Some(instant) => sleep_until(instant).await,
+        None => std::future::pending().await,
+    }
+}
