@@ -569,7 +569,7 @@ mod tests {
             ("[::1]5000/a", "after its brackets"),
             ("[::1]:/a", "port"),
             ("a:b:c", "tag"),
-            ("user:password@h.x/a", "port"),
+            ("user:password@h.x/a", "user and password"),
         ] {
             let error = text.parse::<Reference>().unwrap_err().to_string();
             assert!(error.contains(reason), "{text:?}: {error}");
