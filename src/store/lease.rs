@@ -47,7 +47,7 @@ impl Drop for Lease {
         }
         if let Err(error) = self.store.sweep(&layers) {
             // Start-up collects them.
-            tracing::warn!(%error, "Kept layers that no image uses");
+            tracing::warn!(err = %error, "Kept layers that no image uses");
         }
     }
 }

@@ -350,7 +350,7 @@ impl Drop for Inner {
         if !rows.is_empty()
             && let Err(error) = self.db.commit(&rows)
         {
-            tracing::warn!(%error, "The last uses of images are forgotten");
+            tracing::warn!(err = %error, "The last uses of images are forgotten");
         }
     }
 }

@@ -87,7 +87,7 @@ impl Store {
 /// Bytes freed. The image is gone whether its files go now or at the next start.
 fn removed_or_kept(outcome: Result<u64, Error>) -> u64 {
     outcome.unwrap_or_else(|error| {
-        tracing::warn!(%error, "Kept a file that nothing names, until the next start");
+        tracing::warn!(err = %error, "Kept a file that nothing names, until the next start");
         0
     })
 }
@@ -104,7 +104,7 @@ impl Inner {
                 Ok(head) => extents.extend(head.extents),
                 // Its extents are found dead at the next start, when they are counted anew.
                 Err(error) => {
-                    tracing::warn!(%layer, %error, "Kept the contents of a damaged layer");
+                    tracing::warn!(%layer, err = %error, "Kept the contents of a damaged layer");
                 }
             }
             freed += removed_or_kept(files::remove(&self.layout.erofs(layer)));
