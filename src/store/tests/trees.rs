@@ -63,7 +63,7 @@ fn look(root: &Path) -> BTreeMap<PathBuf, Seen> {
         let first = match kind {
             'd' => name.clone(),
             _ => firsts
-                .entry(meta.ino())
+                .entry((meta.dev(), meta.ino()))
                 .or_insert_with(|| name.clone())
                 .clone(),
         };
