@@ -293,17 +293,16 @@ impl Inner {
         };
         // Uses first: what the caller says of the same image wins.
         let outcome = self.db.commit(rows.iter().chain(&changes));
-        let mut state = self.state();
-        match outcome {
-            Ok(()) => {
-                state.records.apply(changes);
-                Ok(())
-            }
-            Err(error) => {
-                state.touched.extend(touched);
-                Err(error)
+        {
+            let mut state = self.state();
+            match &outcome {
+                Ok(()) => state.records.apply(changes),
+                Err(_) => state.touched.extend(touched),
             }
         }
+        // The database may have grown, and what is counted of the records has changed.
+        self.measure_again([]);
+        outcome
     }
 
     /// Runs `forget`, which makes the removal of layers durable, while nobody can lease them.

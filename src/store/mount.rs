@@ -100,7 +100,6 @@ impl Store {
         if mounted.is_err() {
             inner.unmount_unused();
         }
-        inner.measure_again([]);
         mounted
     }
 
