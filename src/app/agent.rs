@@ -186,7 +186,6 @@ async fn serve(
 
     let images = super::interim::images(cache.clone());
     let declared = Declared::build(&config.declared, &config.root, images, declared)
-        .await
         .context("declared images")?;
     let status = declared.as_ref().map(Declared::status);
     let (health, services) = services(&cache, status).await?;
