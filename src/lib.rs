@@ -14,5 +14,6 @@ pub mod image;
 pub mod k8s;
 pub mod lifecycle;
 pub mod registry;
+pub mod runtime;
 pub mod store;
 pub mod telemetry;

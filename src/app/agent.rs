@@ -12,7 +12,8 @@ use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic_health::server::HealthReporter;
 
-use super::config::{AgentArgs, Config, ConfigError};
+use super::config::{AgentArgs, Config, ConfigError, Holder};
+use super::images::{LarderImages, NodeImages};
 use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use crate::admin::Admin;
@@ -23,6 +24,7 @@ use crate::cri::proto::image_service_server::ImageServiceServer;
 use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
 use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
 use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify, watchdog};
+use crate::runtime::{self, RuntimeImages};
 use crate::store::Store;
 use crate::telemetry;
 
@@ -140,6 +142,13 @@ impl Agent {
         let parts = Parts::register(&mut metrics);
         let calls = cri::Metrics::register(&mut metrics);
         let declared = kube_agent::Metrics::register(&mut metrics);
+        let runtime = match &config.images {
+            Holder::Larder => None,
+            Holder::Runtime { endpoint } => Some(RuntimeImages::new(
+                endpoint,
+                runtime::Metrics::register(&mut metrics),
+            )),
+        };
         let (tasks, last) = (Tasks::new(), Shutdown::new());
 
         let admin_task = admin.map(|admin| {
@@ -149,10 +158,21 @@ impl Agent {
                 admin.serve(readiness.clone(), Arc::new(metrics), last.clone()),
             )
         });
-        let result = serve(
-            &config, parts, calls, declared, &checks, &readiness, &shutdown, admin_task,
-        )
-        .await;
+        let result = match runtime {
+            None => {
+                serve(
+                    &config, parts, calls, declared, &checks, &readiness, &shutdown, admin_task,
+                )
+                .await
+            }
+            Some(runtime) => {
+                let images = NodeImages::new(runtime, parts.client(&config.cache)?);
+                follow(
+                    &config, images, calls, declared, &checks, &readiness, &shutdown, admin_task,
+                )
+                .await
+            }
+        };
         last.request();
         if let Err(running) = tasks.wait(LAST_WRITES).await {
             tracing::warn!(?running, "Stopped before all connections ended");
@@ -184,7 +204,7 @@ async fn serve(
     checks.store.set(true);
     tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
 
-    let images = super::interim::images(cache.clone());
+    let images = Arc::new(LarderImages::new(cache.clone()));
     let declared = Declared::build(&config.declared, &config.root, images, declared)
         .context("declared images")?;
     let status = declared.as_ref().map(Declared::status);
@@ -234,6 +254,65 @@ async fn serve(
     let limit = config.drain_timeout + 3 * LAST_WRITES;
     tell(&format!("EXTEND_TIMEOUT_USEC={}", limit.as_micros()));
     stop(config.drain_timeout, &cache, health, &tasks).await;
+    result
+}
+
+/// As [`serve`], where the container runtime holds the images: no store and no image service, only what is declared, and
+/// the answer to `larder status`.
+async fn follow(
+    config: &Config,
+    images: NodeImages,
+    calls: cri::Metrics,
+    declared: kube_agent::Metrics,
+    checks: &Checks,
+    readiness: &Readiness,
+    shutdown: &Shutdown,
+    admin: Option<JoinHandle<std::io::Result<()>>>,
+) -> anyhow::Result<()> {
+    let started = Instant::now();
+    // For what a restart needs.
+    tokio::fs::create_dir_all(&config.root)
+        .await
+        .with_context(|| config.root.display().to_string())?;
+    checks.store.set(true);
+    let declared = Declared::build(&config.declared, &config.root, Arc::new(images), declared)
+        .await
+        .context("declared images")?
+        .context("nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests")?;
+    let mut routes = Routes::builder();
+    routes.add_service(control::prepulls_server(Some(declared.status())));
+    let layer = RpcLayer::new(calls, &DESCRIPTORS).context("descriptors of the services")?;
+    let socket = Socket::bind(&config.socket)?;
+    let tasks = Tasks::new();
+    let mut served = tasks.spawn(
+        "socket",
+        serve_socket(routes.routes(), layer, socket.incoming(), shutdown.clone()),
+    );
+    checks.socket.set(true);
+    tell("READY=1");
+    tasks.spawn("declared images", declared.run(shutdown.clone()));
+    let admin_ended = async {
+        match admin {
+            Some(admin) => admin.await,
+            None => std::future::pending().await,
+        }
+    };
+    let result = tokio::select! {
+        biased;
+        () = shutdown.wait() => Ok(()),
+        ended = &mut served => Err(anyhow!("the socket's server ended by itself: {ended:?}")),
+        ended = admin_ended => Err(anyhow!("the server of metrics and probes ended by itself: {ended:?}")),
+    };
+    readiness.stop();
+    shutdown.request();
+    tell("STOPPING=1");
+    if let Err(running) = tasks.wait(config.drain_timeout).await {
+        tracing::warn!(?running, "Stopped before all work ended");
+    }
+    tracing::info!(
+        duration_seconds = started.elapsed().as_secs_f64(),
+        "Agent stopped"
+    );
     result
 }
 

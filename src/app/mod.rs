@@ -5,10 +5,12 @@
 
 pub mod agent;
 pub mod config;
+pub mod controller;
 pub mod crds;
 mod credentials;
 pub mod demo;
-mod interim;
+mod docker_config;
+pub mod images;
 mod kube_agent;
 mod open;
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use prometheus_client::registry::Registry;
 
-use crate::cache::{self, Cache};
+use crate::cache::{self, Background, Cache};
 use crate::image::Platform;
 use crate::registry::{self, Client};
 use crate::store::{self, Limits, Store};
@@ -28,6 +28,8 @@ pub struct CacheOptions {
     pub authfile: Option<PathBuf>,
     /// Limits on one layer.
     pub limits: Limits,
+    /// What background pulls may take.
+    pub background: Background,
     /// Requests at once per registry host.
     pub max_per_host: usize,
     /// A transfer without a byte for so long is resumed.
@@ -49,6 +51,7 @@ impl Default for CacheOptions {
             pinned: Vec::new(),
             authfile: None,
             limits: Limits::default(),
+            background: Background::default(),
             max_per_host: registry.max_per_host,
             stall_timeout: registry.stall_timeout,
             attempts: registry.attempts,
@@ -117,21 +120,13 @@ impl Parts {
         }
     }
 
+    /// The registry client alone, where larder holds no images.
+    pub(super) fn client(self, options: &CacheOptions) -> anyhow::Result<Client> {
+        client(options, self.registry)
+    }
+
     pub(super) fn open(self, root: &Path, options: CacheOptions) -> anyhow::Result<Opened> {
-        // Once per process; a second call finds it done.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let client = Client::new(
-            registry::Config {
-                hosts_dirs: options.hosts_dirs,
-                max_per_host: options.max_per_host,
-                stall_timeout: options.stall_timeout,
-                attempts: options.attempts,
-                max_retry_after: options.max_retry_after,
-                ..registry::Config::default()
-            },
-            self.registry,
-        )
-        .context("registry client")?;
+        let client = client(&options, self.registry)?;
         let store = Store::open(
             store::Options {
                 root: root.to_owned(),
@@ -145,8 +140,30 @@ impl Parts {
             orphan_grace: options.orphan_grace,
             pinned: options.pinned,
             authfile: options.authfile,
+            // Room for foreground requests at each host, whatever mirrors stand in for it.
+            background: Background {
+                layers: options
+                    .background
+                    .layers
+                    .min(options.max_per_host.saturating_sub(1)),
+                ..options.background
+            },
         };
         let cache = Cache::new(config, store.clone(), client, self.cache);
         Ok(Opened { cache, store })
     }
+}
+
+fn client(options: &CacheOptions, metrics: registry::Metrics) -> anyhow::Result<Client> {
+    // Once per process; a second call finds it done.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let config = registry::Config {
+        hosts_dirs: options.hosts_dirs.clone(),
+        max_per_host: options.max_per_host,
+        stall_timeout: options.stall_timeout,
+        attempts: options.attempts,
+        max_retry_after: options.max_retry_after,
+        ..registry::Config::default()
+    };
+    Client::new(config, metrics).context("registry client")
 }

@@ -68,7 +68,7 @@ pub(super) async fn details(inner: &Inner, image: &Image) -> Result<ImageDetails
         })
         .collect();
     Ok(ImageDetails {
-        image: view(image, &inner.pinned),
+        image: view(image, &inner.marks()),
         chain_id: chain_id(record.layers.iter().map(|layer| &layer.diff_id)),
         config,
         config_json,

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::{Error, ErrorKind, LayerSource};
+use super::{Error, ErrorKind, LayerSource, Traffic};
 
 /// Seconds: from a cached pull on loopback to a large image over a slow line.
 const PULL_SECONDS: [f64; 13] = [
@@ -22,6 +22,18 @@ struct Outcome {
     result: &'static str,
     reason: &'static str,
 }
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Urgency {
+    priority: &'static str,
+}
+
+const FOREGROUND: Urgency = Urgency {
+    priority: "foreground",
+};
+const BACKGROUND: Urgency = Urgency {
+    priority: "background",
+};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Source {
@@ -43,6 +55,11 @@ pub struct Metrics {
     bytes: Family<Source, Counter<u64, AtomicU64>>,
     layers: Family<Source, Counter<u64, AtomicU64>>,
     removed: Counter<u64, AtomicU64>,
+    running: Family<Urgency, Gauge<i64, AtomicI64>>,
+    layers_running: Family<Urgency, Gauge<i64, AtomicI64>>,
+    layers_held: Gauge<i64, AtomicI64>,
+    received: Family<Urgency, Counter<u64, AtomicU64>>,
+    throttled: Counter<f64, AtomicU64>,
 }
 
 impl Default for Metrics {
@@ -54,6 +71,11 @@ impl Default for Metrics {
             bytes: Family::default(),
             layers: Family::default(),
             removed: Counter::default(),
+            running: Family::default(),
+            layers_running: Family::default(),
+            layers_held: Gauge::default(),
+            received: Family::default(),
+            throttled: Counter::default(),
         }
     }
 }
@@ -95,6 +117,31 @@ impl Metrics {
             "larder_images_removed",
             "Images removed",
             metrics.removed.clone(),
+        );
+        registry.register(
+            "larder_pulls_running",
+            "Pulls under way, by whether somebody waits for them",
+            metrics.running.clone(),
+        );
+        registry.register(
+            "larder_layers_running",
+            "Layers being fetched, by whether somebody waits for them",
+            metrics.layers_running.clone(),
+        );
+        registry.register(
+            "larder_layers_held_back",
+            "Background layers that stand still while a foreground pull runs",
+            metrics.layers_held.clone(),
+        );
+        registry.register(
+            "larder_layer_received_bytes",
+            "Compressed layer bytes received, by whether somebody waited for them",
+            metrics.received.clone(),
+        );
+        registry.register(
+            "larder_bandwidth_wait_seconds",
+            "Time that layers waited for the bandwidth limit",
+            metrics.throttled.clone(),
         );
         // What is not there yet cannot rise, and no alert sees its first time.
         drop(metrics.pulls.get_or_create(&SUCCESS));
@@ -141,6 +188,29 @@ impl Metrics {
 
     pub(super) fn image_removed(&self) {
         self.removed.inc();
+    }
+
+    pub(super) fn traffic(&self, traffic: &Traffic) {
+        let set = |family: &Family<Urgency, Gauge<i64, AtomicI64>>, urgency, count: usize| {
+            family
+                .get_or_create(urgency)
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
+        };
+        set(&self.running, &FOREGROUND, traffic.foreground_pulls);
+        set(&self.running, &BACKGROUND, traffic.background_pulls);
+        set(&self.layers_running, &FOREGROUND, traffic.foreground_layers);
+        set(&self.layers_running, &BACKGROUND, traffic.background_layers);
+        self.layers_held
+            .set(i64::try_from(traffic.held_back).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn received(&self, foreground: bool, bytes: u64) {
+        let urgency = if foreground { &FOREGROUND } else { &BACKGROUND };
+        self.received.get_or_create(urgency).inc_by(bytes);
+    }
+
+    pub(super) fn throttled(&self, waited: Duration) {
+        self.throttled.inc_by(waited.as_secs_f64());
     }
 }
 

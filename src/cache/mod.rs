@@ -3,21 +3,25 @@
 //! Owns the pulls under way, who waits for them and the leases that protect them. Never touches the data directory or
 //! the network itself: that is what store and registry are for.
 
+mod declared;
 mod error;
+mod gate;
 mod inspect;
 mod leases;
 mod metrics;
 mod names;
 mod pull;
+mod shown;
 mod threads;
 mod view;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -25,19 +29,26 @@ use crate::image::{Digest, ImageId, Platform, Reference, User};
 use crate::registry;
 use crate::store;
 
+use declared::Declared;
+use gate::Gate;
 use leases::{HeldLease, Parked};
-use names::{Patterns, Query};
+use names::{Patterns, Query, Scope};
 use threads::Threads;
+use view::Marks;
 
 pub use crate::registry::{Credentials, Secret};
 pub use crate::store::{Damage, FsckReport, LayerRef, Removed, Usage};
+pub use declared::Declaration;
 pub use error::{Error, ErrorKind};
 pub use inspect::{ImageDetails, LayerView};
 pub use metrics::Metrics;
 pub use pull::Pull;
+pub use shown::Shown;
 
 /// Pulls under way at once; more wait for their turn. Each holds a manifest and an index, 4 MiB each at most.
 const MAX_PULLS: usize = 64;
+/// Background pulls at once, of their own: they never take a foreground pull's turn.
+const MAX_BACKGROUND_PULLS: usize = 16;
 
 /// Behaviour of the cache.
 #[derive(Clone, Debug)]
@@ -52,6 +63,64 @@ pub struct Config {
     pub pinned: Vec<String>,
     /// A docker `config.json`, asked for credentials when a request has none. Read for each pull.
     pub authfile: Option<PathBuf>,
+    /// What background pulls may take.
+    pub background: Background,
+}
+
+/// What pulls that nobody waits for may take of the node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Background {
+    /// Layers at once.
+    pub layers: usize,
+    /// Layers at once from one registry.
+    pub per_registry: usize,
+    /// Layer bytes per second of all of them together; `None` for no limit.
+    pub bytes_per_second: Option<u64>,
+    /// The limit counts for every pull, those that pods wait for included.
+    pub throttle_all: bool,
+}
+
+impl Default for Background {
+    fn default() -> Self {
+        Background {
+            layers: 2,
+            per_registry: 2,
+            bytes_per_second: None,
+            throttle_all: false,
+        }
+    }
+}
+
+/// Who waits for a pull. The greater is the more urgent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Priority {
+    /// Nobody yet. Begins no layer while a foreground pull runs; of its layers under way one moves meanwhile.
+    Background {
+        /// Higher goes first among background pulls.
+        order: i32,
+    },
+    /// A pod or a person. Whoever joins a background pull makes it this.
+    #[default]
+    Foreground,
+}
+
+/// Who fetches layers now, and who waits for a turn.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Pulls that somebody waits for, from the first request to the last.
+    pub foreground_pulls: usize,
+    /// The other pulls.
+    pub background_pulls: usize,
+    /// Layers being fetched and ingested that a foreground pull waits for.
+    pub foreground_layers: usize,
+    /// The other layers being fetched and ingested.
+    pub background_layers: usize,
+    /// Foreground pulls that wait for a turn to begin a layer.
+    pub foreground_waiting: usize,
+    /// Background pulls that wait for a turn to begin a layer.
+    pub background_waiting: usize,
+    /// Background layers that stand still until the foreground is through.
+    pub held_back: usize,
 }
 
 /// A pull, as any door asks for it.
@@ -65,6 +134,39 @@ pub struct PullRequest {
     pub credentials: Credentials,
     /// Plain HTTP to the reference's own host.
     pub plain_http: bool,
+    /// Who waits for it.
+    pub priority: Priority,
+    /// Somebody's credentials, used on his behalf though he did not ask. Where there are any, the registry is asked
+    /// first without credentials, then with each of these, then with `credentials` or the node's own.
+    pub secrets: Vec<Credentials>,
+    /// Who may see an image that one of `secrets` was needed for.
+    pub visibility: Visibility,
+}
+
+/// Who may see an image that was pulled with somebody's credentials on his behalf. One that could be had without them is
+/// seen by all, whatever this says; so is one that was seen by all before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Visibility {
+    /// All who see the node's images.
+    #[default]
+    NodeWide,
+    /// It is *staged*: [`Shown`] is without it until somebody pulls it with credentials that work.
+    Authorized,
+}
+
+impl PullRequest {
+    /// A foreground pull for the configured platform, with no credentials.
+    pub fn new(reference: Reference) -> Self {
+        PullRequest {
+            reference,
+            platform: None,
+            credentials: Credentials::Anonymous,
+            plain_http: false,
+            priority: Priority::Foreground,
+            secrets: Vec::new(),
+            visibility: Visibility::NodeWide,
+        }
+    }
 }
 
 /// Where a layer's bytes come from.
@@ -160,8 +262,12 @@ pub struct ImageView {
     pub user: Option<User>,
     /// Of the config.
     pub platform: Platform,
-    /// By record or by configured pattern.
+    /// By record, by configured pattern or by declaration.
     pub pinned: bool,
+    /// Not in [`Shown`]: nobody but a prepull has proven that he may have it.
+    pub staged: bool,
+    /// Who declares it, sorted; see [`Cache::declare`].
+    pub declared_by: Vec<String>,
     /// Of this platform's manifest.
     pub manifest: Digest,
     /// Milliseconds since the epoch.
@@ -180,6 +286,7 @@ pub struct Cache {
 struct Inner {
     config: Config,
     pinned: Patterns,
+    declared: RwLock<Arc<Declared>>,
     store: store::Store,
     registry: registry::Client,
     metrics: Metrics,
@@ -189,12 +296,15 @@ struct Inner {
     shutdown: CancellationToken,
     flights: pull::Flights,
     downloads: pull::Downloads,
-    /// One for each layer that may be ingested now.
-    slots: Arc<Semaphore>,
+    /// Says which layer may be fetched now.
+    gate: Gate,
     pulls: Semaphore,
+    background_pulls: Semaphore,
     parked: Parked<pull::Key>,
     /// Verification reads everything: one at a time.
     fsck: tokio::sync::Mutex<()>,
+    /// The last verification found damage that is still there.
+    damaged: AtomicBool,
 }
 
 impl Cache {
@@ -209,21 +319,34 @@ impl Cache {
         let tracker = TaskTracker::new();
         let shutdown = CancellationToken::new();
         let threads = Threads::new(tracker.clone(), handle.clone());
+        let background = config.background;
+        let gate = Gate::new(
+            gate::Limits {
+                layers: config.max_layers,
+                background: background.layers,
+                per_registry: background.per_registry,
+            },
+            background.bytes_per_second,
+            background.throttle_all,
+            metrics.clone(),
+        );
         let inner = Inner {
             pinned: Patterns::new(&config.pinned),
+            declared: RwLock::default(),
             flights: pull::Flights::default(),
             downloads: pull::Downloads::new(
                 store.clone(),
                 threads.clone(),
                 tracker.clone(),
                 shutdown.clone(),
+                gate.clone(),
             ),
-            slots: Arc::new(Semaphore::new(
-                config.max_layers.clamp(1, Semaphore::MAX_PERMITS),
-            )),
+            gate,
             pulls: Semaphore::new(MAX_PULLS),
+            background_pulls: Semaphore::new(MAX_BACKGROUND_PULLS),
             parked: Parked::new(tracker.clone(), handle.clone(), shutdown.clone()),
             fsck: tokio::sync::Mutex::new(()),
+            damaged: AtomicBool::new(false),
             config,
             store,
             registry,
@@ -243,27 +366,67 @@ impl Cache {
         pull::start(&self.inner, request)
     }
 
+    /// Who fetches layers now: the newest state, and a wake-up when it changes.
+    pub fn traffic(&self) -> watch::Receiver<Traffic> {
+        self.inner.gate.traffic()
+    }
+
     /// All images, stable order. From memory.
     pub fn list(&self) -> Vec<ImageView> {
-        self.inner
-            .store
-            .images()
+        let marks = self.inner.marks();
+        let images = self.inner.store.images();
+        images
             .iter()
-            .map(|image| view::view(image, &self.inner.pinned))
+            .map(|image| view::view(image, &marks))
+            .collect()
+    }
+
+    /// The images without those that are staged.
+    pub fn shown(&self) -> Shown<'_> {
+        Shown { cache: self }
+    }
+
+    /// Replaces the whole set of images that are declared to be held, at once. Kept in memory only: whoever declares
+    /// does so again after a start, before anybody can ask.
+    pub fn declare(&self, set: Vec<Declaration>) {
+        let declared = Arc::new(Declared::new(set));
+        let mut slot = self
+            .inner
+            .declared
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        *slot = declared;
+    }
+
+    /// The declarations of an image; none where nobody declares it.
+    pub fn declared(&self, image: &ImageView) -> Vec<Declaration> {
+        let names = image.repo_tags.iter().chain(&image.repo_digests);
+        let marks = self.inner.marks();
+        marks
+            .declared
+            .of(names.map(String::as_str))
+            .cloned()
             .collect()
     }
 
     /// An image by any form: full id, id prefix, reference with tag and/or digest, familiar names. From memory.
     /// Absent is `Ok(None)`; an id prefix of several images is `Ambiguous`.
     pub fn status(&self, name: &str) -> Result<Option<ImageView>, Error> {
-        Ok(self
-            .find(name)?
-            .map(|image| view::view(&image, &self.inner.pinned)))
+        self.status_in(name, Scope::All)
+    }
+
+    fn status_in(&self, name: &str, scope: Scope) -> Result<Option<ImageView>, Error> {
+        let image = self.find(name, scope)?;
+        Ok(image.map(|image| view::view(&image, &self.inner.marks())))
     }
 
     /// Config, manifest and layers of an image.
     pub async fn inspect(&self, name: &str) -> Result<Option<ImageDetails>, Error> {
-        match self.find(name)? {
+        self.inspect_in(name, Scope::All).await
+    }
+
+    async fn inspect_in(&self, name: &str, scope: Scope) -> Result<Option<ImageDetails>, Error> {
+        match self.find(name, scope)? {
             Some(image) => inspect::details(&self.inner, &image).await.map(Some),
             None => Ok(None),
         }
@@ -272,7 +435,11 @@ impl Cache {
     /// Removes the whole image a name of any form finds, with all its names. Absent is `Ok(None)`.
     /// Returns after its space is free; layers that a failed pull keeps for its retry go too.
     pub async fn remove(&self, name: &str) -> Result<Option<Removed>, Error> {
-        let Some(image) = self.find(name)? else {
+        self.remove_in(name, Scope::All).await
+    }
+
+    async fn remove_in(&self, name: &str, scope: Scope) -> Result<Option<Removed>, Error> {
+        let Some(image) = self.find(name, scope)? else {
             return Ok(None);
         };
         let began = std::time::Instant::now();
@@ -317,7 +484,16 @@ impl Cache {
             subject: self.root().display().to_string(),
             cause: "the verification panicked".to_owned(),
         })?;
-        report.map_err(|error| Error::store(self.root().display().to_string(), error))
+        let report =
+            report.map_err(|error| Error::store(self.root().display().to_string(), error))?;
+        let damaged = report.damaged.iter().any(|damage| !damage.repaired);
+        self.inner.damaged.store(damaged, Ordering::Relaxed);
+        Ok(report)
+    }
+
+    /// False from a verification that found damage which it did not repair to the next one.
+    pub fn is_healthy(&self) -> bool {
+        !self.inner.damaged.load(Ordering::Relaxed)
     }
 
     /// Writes an image's merged tree below `dir`.
@@ -368,16 +544,18 @@ impl Cache {
         self.inner.tracker.wait().await;
     }
 
-    fn find(&self, name: &str) -> Result<Option<Arc<store::Image>>, Error> {
+    fn find(&self, name: &str, scope: Scope) -> Result<Option<Arc<store::Image>>, Error> {
         let store = &self.inner.store;
         let query = Query::parse(name)?;
+        let seen = |image: &Arc<store::Image>| scope == Scope::All || !image.record.staged;
         if let Some(id) = &query.id {
-            return Ok(store.image(id));
+            return Ok(store.image(id).filter(seen));
         }
         if let Some(image) = query
             .name
             .as_deref()
             .and_then(|name| store.image_named(name))
+            .filter(seen)
         {
             return Ok(Some(image));
         }
@@ -385,7 +563,11 @@ impl Cache {
             return Ok(None);
         };
         let images = store.images();
-        let id = names::unique_id(prefix, images.iter().map(|image| &image.record.id))?;
+        let ids = images
+            .iter()
+            .filter(|image| seen(image))
+            .map(|image| &image.record.id);
+        let id = names::unique_id(prefix, ids)?;
         Ok(id.and_then(|id| store.image(id)))
     }
 
@@ -398,10 +580,12 @@ impl Cache {
         + Send
         + 'static,
     ) -> Result<ImageView, Error> {
-        let image = self.find(name)?.ok_or_else(|| Error::NotFound {
-            name: name.to_owned(),
-        })?;
-        let shown = view::view(&image, &self.inner.pinned);
+        let image = self
+            .find(name, Scope::All)?
+            .ok_or_else(|| Error::NotFound {
+                name: name.to_owned(),
+            })?;
+        let shown = view::view(&image, &self.inner.marks());
         let store = self.inner.store.clone();
         store.touch_image(&image.record.id, now_ms());
         let held = HeldLease::new(store.lease(), self.inner.threads.clone());
@@ -420,6 +604,17 @@ impl Cache {
         })?;
         result.map_err(|error| Error::store(name, error))?;
         Ok(shown)
+    }
+}
+
+impl Inner {
+    /// What is known of images now besides their records.
+    fn marks(&self) -> Marks<'_> {
+        let declared = self.declared.read().unwrap_or_else(PoisonError::into_inner);
+        Marks {
+            pinned: &self.pinned,
+            declared: declared.clone(),
+        }
     }
 }
 

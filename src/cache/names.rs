@@ -111,6 +111,15 @@ pub(super) fn names_of(reference: &Reference, target: &Digest) -> Vec<Name> {
         .collect()
 }
 
+/// Which images a name may find.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// All.
+    All,
+    /// Those that are not staged.
+    Shown,
+}
+
 /// Patterns of names to keep: exact, or with a trailing `*`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patterns {

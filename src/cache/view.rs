@@ -1,13 +1,35 @@
 //! An image as doors show it, made from the store's record. Pure.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use crate::image::User;
 use crate::store::Image;
 
 use super::ImageView;
+use super::declared::Declared;
 use super::names::Patterns;
 
-pub(super) fn view(image: &Image, pinned: &Patterns) -> ImageView {
+/// What is known of images besides their records.
+pub(super) struct Marks<'a> {
+    pub(super) pinned: &'a Patterns,
+    pub(super) declared: Arc<Declared>,
+}
+
+pub(super) fn view(image: &Image, marks: &Marks<'_>) -> ImageView {
     let record = &image.record;
+    let mut declared_by = BTreeSet::new();
+    let mut pinned = record.pinned;
+    for name in &image.names {
+        pinned |= marks.pinned.matches(&name.name);
+    }
+    for declaration in marks
+        .declared
+        .of(image.names.iter().map(|name| name.name.as_str()))
+    {
+        pinned |= declaration.pinned;
+        declared_by.insert(declaration.by.clone());
+    }
     let (mut repo_digests, mut repo_tags): (Vec<String>, Vec<String>) = image
         .names
         .iter()
@@ -21,7 +43,9 @@ pub(super) fn view(image: &Image, pinned: &Patterns) -> ImageView {
         created: record.created.clone(),
         user: user(&record.user),
         platform: record.platform.clone(),
-        pinned: record.pinned || image.names.iter().any(|name| pinned.matches(&name.name)),
+        pinned,
+        staged: record.staged,
+        declared_by: declared_by.into_iter().collect(),
         manifest: record.manifest.clone(),
         pulled_at: record.pulled_at,
         layers: record.layers.clone(),

@@ -84,6 +84,9 @@ impl Client {
         let opened = opening
             .await
             .map_err(|error| Failure::new(format!("opening the store: {error}")))??;
+        if let Some(warning) = opened.store.warning() {
+            eprintln!("larder: {warning}");
+        }
         let (near, far) = tokio::io::duplex(PIPE);
         let service = control::server(opened.cache.clone());
         tokio::spawn(

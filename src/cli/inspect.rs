@@ -35,6 +35,8 @@ struct View {
     size: u64,
     created: String,
     pinned: bool,
+    staged: bool,
+    declared_by: Vec<String>,
     platform: String,
     pulled_at: String,
     chain_id: String,
@@ -65,6 +67,8 @@ impl From<InspectResponse> for View {
             size: image.size,
             created: image.created,
             pinned: image.pinned,
+            staged: image.staged,
+            declared_by: image.declared_by,
             platform: image.platform,
             pulled_at: image.pulled_at,
             chain_id: details.chain_id,
@@ -145,6 +149,13 @@ fn text(view: &View, now: Timestamp) -> String {
         }
     }
     lines.push(("PINNED", if view.pinned { "yes" } else { "no" }.to_owned()));
+    if view.staged {
+        let note = "yes: pods see it after a pull with credentials of their own";
+        lines.push(("STAGED", note.to_owned()));
+    }
+    if !view.declared_by.is_empty() {
+        lines.push(("DECLARED BY", view.declared_by.join(", ")));
+    }
     let layers = view.layers.iter().enumerate().map(|(at, layer)| {
         [
             (at + 1).to_string(),

@@ -6,6 +6,7 @@
 mod agent;
 mod client;
 mod completions;
+mod controller;
 mod crds;
 mod demo;
 mod df;
@@ -31,6 +32,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::app::config::{AgentArgs, SOCKET};
+use crate::app::controller::ControllerArgs;
 use failure::Failure;
 use output::Format;
 
@@ -115,6 +117,9 @@ enum Verb {
     /// Run the node agent in the foreground
     #[command(after_help = agent::AFTER)]
     Agent(AgentArgs),
+    /// Run the cluster's controller in the foreground
+    #[command(after_help = controller::AFTER)]
+    Controller(ControllerArgs),
     /// Pull images from their registries
     #[command(after_help = pull::AFTER)]
     Pull(pull::Args),

@@ -14,7 +14,8 @@ use crate::control::proto::{RemoveRequest, RemoveResponse};
 
 pub(super) const AFTER: &str = "\
 An image goes with all its names, whichever of them is given, as the kubelet
-expects it. Layers that other images use stay.
+expects it. Layers that other images use stay. One that a
+prepull declares goes too, with a warning: it will be pulled again.
 
 Examples:
   larder rmi busybox
@@ -38,6 +39,7 @@ struct View {
     names: Vec<String>,
     layers: Vec<String>,
     freed_bytes: u64,
+    declared_by: Vec<String>,
 }
 
 pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) -> Done {
@@ -50,6 +52,9 @@ pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) ->
         match answer {
             Ok(removed) => {
                 let removed = removed.into_inner();
+                if !removed.declared_by.is_empty() {
+                    eprintln!("larder: {}", declared(&removed));
+                }
                 if format == Format::Table {
                     report(&removed, terminal.quiet)?;
                 } else {
@@ -58,6 +63,7 @@ pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) ->
                         names: removed.names,
                         layers: removed.layers,
                         freed_bytes: removed.freed_bytes,
+                        declared_by: removed.declared_by,
                     });
                 }
             }
@@ -67,6 +73,18 @@ pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) ->
     }
     format.print(&views)?;
     failures.end()
+}
+
+/// Why the image will be back.
+fn declared(removed: &RemoveResponse) -> String {
+    let name = removed
+        .names
+        .first()
+        .map_or_else(|| removed.id.clone(), |name| familiar(name));
+    format!(
+        "{name} is declared by {} and will be pulled again; to keep it away, change what declares it",
+        removed.declared_by.join(", ")
+    )
 }
 
 fn report(removed: &RemoveResponse, quiet: bool) -> io::Result<()> {

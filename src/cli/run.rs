@@ -8,8 +8,8 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, crds, demo, df, fsck, images, inspect, mount,
-    pull, rmi, status, unpack, version,
+    Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, fsck, images,
+    inspect, mount, pull, rmi, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -46,6 +46,7 @@ pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { globals, verb } = cli;
     match verb {
         Verb::Agent(args) => return agent::run(args, &globals),
+        Verb::Controller(args) => return controller::run(args, &globals),
         Verb::Completions(args) => {
             completions::run(&args)?;
             return Ok(ExitCode::SUCCESS);
@@ -104,6 +105,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
             Verb::Umount(args) => mount::umount(args, &mut client).await,
             Verb::Agent(_)
+            | Verb::Controller(_)
             | Verb::Completions(_)
             | Verb::Crds(_)
             | Verb::Demo(_)

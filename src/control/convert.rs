@@ -20,10 +20,10 @@ pub(super) fn pull_request(request: proto::PullRequest) -> Result<cache::PullReq
     };
     let credentials = credentials(request.credentials);
     Ok(cache::PullRequest {
-        reference,
         platform,
         credentials,
         plain_http: request.plain_http,
+        ..cache::PullRequest::new(reference)
     })
 }
 
@@ -56,6 +56,8 @@ pub(super) fn image(view: &ImageView) -> proto::Image {
         platform: view.platform.to_string(),
         manifest: view.manifest.to_string(),
         pulled_at: rfc3339(view.pulled_at),
+        staged: view.staged,
+        declared_by: view.declared_by.clone(),
     }
 }
 
@@ -142,6 +144,7 @@ pub(super) fn removed(image: &ImageView, removed: Removed) -> proto::RemoveRespo
         names: removed.names,
         layers: removed.layers.iter().map(ToString::to_string).collect(),
         freed_bytes: removed.freed_bytes,
+        declared_by: image.declared_by.clone(),
     }
 }
 

@@ -62,6 +62,8 @@ pub(super) mod tests {
             user: None,
             platform: Platform::new("linux", "amd64", ""),
             pinned: false,
+            staged: false,
+            declared_by: Vec::new(),
             manifest: digest,
             pulled_at: 0,
             layers: Vec::new(),

@@ -1,4 +1,7 @@
 //! ImageStatus: one image by any of its names, or an answer without one. From memory unless it is verbose.
+//!
+//! A staged image is answered as an absent one: then the kubelet calls PullImage with the pod's credentials, which the
+//! registry judges, and which fetches no layer.
 
 use std::collections::HashMap;
 
@@ -16,7 +19,7 @@ pub(super) async fn handle(
 ) -> Result<ImageStatusResponse, Status> {
     let name = convert::name(request.image)?;
     let answer = if request.verbose {
-        match service.cache.inspect(&name).await {
+        match service.cache.shown().inspect(&name).await {
             Ok(Some(details)) => answer(&details),
             Ok(None) => ImageStatusResponse::default(),
             Err(error) if error.kind() == ErrorKind::NotFound => ImageStatusResponse::default(),
@@ -25,6 +28,7 @@ pub(super) async fn handle(
     } else {
         let image = service
             .cache
+            .shown()
             .status(&name)
             .map_err(|error| status::of(&error))?;
         ImageStatusResponse {

@@ -1,4 +1,4 @@
-//! ListImages: all images, or those a filter names. From memory.
+//! ListImages: all images, or those a filter names, without what is staged. From memory.
 
 use tonic::Status;
 
@@ -21,7 +21,7 @@ pub(super) fn images(service: &ImageService, by: Option<ImageFilter>) -> Vec<Ima
         .and_then(|filter| filter.image)
         .map(|image| image.image)
         .unwrap_or_default();
-    filter::apply(service.cache.list(), &wanted)
+    filter::apply(service.cache.shown().list(), &wanted)
         .iter()
         .map(convert::image)
         .collect()

@@ -24,10 +24,8 @@ pub(super) async fn handle(
     };
     // The runtime handler selects nothing here: one platform, one store. kubelet sends it behind an alpha gate only.
     let pull = service.cache.pull(PullRequest {
-        reference,
-        platform: None,
         credentials,
-        plain_http: false,
+        ..PullRequest::new(reference)
     });
     // A caller that goes away drops this future; the cache lets the work go on for a while, so a retry joins it.
     let pulled = pull.wait().await.map_err(|error| status::of(&error))?;

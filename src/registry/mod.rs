@@ -24,7 +24,7 @@ use bytes::Bytes;
 
 use crate::image::{Digest, Reference};
 
-pub use auth::{Credentials, Secret, docker_credentials};
+pub use auth::{Credentials, Secret, docker_credentials, secret_credentials};
 pub use blob::BlobStream;
 pub use error::{Error, ErrorClass};
 pub use metrics::Metrics;

@@ -205,11 +205,13 @@ impl Transport {
             manners.get(base).copied().unwrap_or(0)
         };
         let mut first = None;
-        for turn in 0..ways.len() {
+        // A token server is asked as its registry was: with 400 it refuses an account, which must not be shown twice.
+        let turns = if call.foreign { 1 } else { ways.len() };
+        for turn in 0..turns {
             let at = (known + turn) % ways.len();
             let Some(way) = ways.get(at) else { break };
             let tried = self.follow(call, *way, authorization, &permit).await;
-            if ways.len() > 1 && is_misunderstood(&tried) {
+            if turns > 1 && is_misunderstood(&tried) {
                 first.get_or_insert(tried);
                 continue;
             }

@@ -22,8 +22,7 @@ impl Store {
         let began = Instant::now();
         let inner = &self.inner;
         let id = parts.diff_id.clone();
-        let extents = parts.pack.used();
-        let bytes = idx::encode(&extents, &parts.idx);
+        let bytes = idx::encode(parts.pack.used(), &parts.idx);
         let (staged_erofs, staged_idx) = (parts.staging.erofs(), parts.staging.idx());
         let (erofs_bytes, erofs_hash) = files::hash(&staged_erofs)?;
         // Guards the tree: without it a power cut could leave a row that names an empty file.
@@ -173,6 +172,7 @@ impl Store {
         let mut left = BTreeSet::new();
         let changes = {
             let state = inner.state();
+            let surplus = state.records.surplus_names(&id, &commit.names);
             let mut row = ImageRow {
                 record: commit.record.clone(),
                 blobs: commit
@@ -184,6 +184,8 @@ impl Store {
             };
             if let Some(known) = state.records.images.get(&id) {
                 row.record.pinned |= known.record.pinned;
+                // What everybody may see already stays so, however two pulls of it end.
+                row.record.staged &= known.record.staged;
                 left.extend(
                     known
                         .record
@@ -196,7 +198,8 @@ impl Store {
                 let is_target = |blob: &Digest| {
                     names.clone().any(|(name, row)| {
                         let moved = commit.names.iter().any(|moved| moved.name == *name);
-                        row.image == id && row.target == *blob && !moved
+                        let stays = !moved && !surplus.contains(name);
+                        row.image == id && row.target == *blob && stays
                     })
                 };
                 for blob in &known.blobs {
@@ -215,11 +218,14 @@ impl Store {
                 let row = NameRow {
                     image: id.clone(),
                     target: name.target.clone(),
+                    since: commit.record.pulled_at,
                 };
-                if state.records.names.get(&name.name) != Some(&row) {
+                let known = state.records.names.get(&name.name);
+                if known.is_none_or(|known| (&known.image, &known.target) != (&id, &row.target)) {
                     changes.push(Change::PutName(name.name.clone(), row));
                 }
             }
+            changes.extend(surplus.into_iter().map(Change::DeleteName));
             changes
         };
         inner.apply(changes).map_err(give_up)?;

@@ -12,8 +12,8 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::Error;
 use super::records::{Change, Records};
+use super::{Error, files};
 
 const IMAGES: TableDefinition<&str, &[u8]> = TableDefinition::new("images");
 const NAMES: TableDefinition<&str, &[u8]> = TableDefinition::new("names");
@@ -63,22 +63,7 @@ impl Db {
     pub(super) fn open(path: &Path, root: &Path) -> Result<(Self, Records), OpenError> {
         // An empty file is what a crash before the first sync leaves.
         let fresh = std::fs::metadata(path).map_or(true, |meta| meta.len() == 0);
-        let database = open_file(path, fresh).map_err(|error| {
-            let text = error.to_string();
-            match error {
-                DatabaseError::Storage(StorageError::Io(source))
-                    if source.kind() != std::io::ErrorKind::InvalidData
-                        && source.kind() != std::io::ErrorKind::UnexpectedEof =>
-                {
-                    OpenError::Other(Error::io("open", path, source))
-                }
-                DatabaseError::DatabaseAlreadyOpen => OpenError::Other(Error::Locked {
-                    root: root.to_path_buf(),
-                    pid: 0,
-                }),
-                _ => OpenError::Corrupted(text),
-            }
-        })?;
+        let database = open_file(path, fresh).map_err(|error| judge(error, path, root))?;
         let db = Db {
             database: Mutex::new(Some(database)),
             path: path.to_path_buf(),
@@ -107,13 +92,60 @@ impl Db {
             *slot = Some(database);
             Ok(())
         });
-        outcome.map_err(|failure| match failure {
+        outcome.map_err(|failure| self.failed(failure))
+    }
+
+    /// Reads every page anew and checks it: what is wrong with it, if anything is.
+    ///
+    /// # Errors
+    /// Those of input and output, which may pass.
+    pub(super) fn verify(&self) -> Result<Option<String>, Error> {
+        let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = match slot.take() {
+            Some(database) => Ok(database),
+            None => open_file(&self.path, false),
+        };
+        let checked = database.and_then(|mut database| {
+            let sound = database.check_integrity()?;
+            *slot = Some(database);
+            Ok(sound)
+        });
+        match checked.map_err(|error| judge(error, &self.path, &self.root)) {
+            Ok(true) => Ok(None),
+            Ok(false) => Ok(Some(
+                "some of its pages do not match their checksums".to_owned(),
+            )),
+            Err(OpenError::Corrupted(cause)) => Ok(Some(cause)),
+            Err(OpenError::Other(error)) => Err(error),
+        }
+    }
+
+    /// Writes all rows into a fresh file that takes the place of a damaged one, which is kept under another name. A
+    /// crash leaves one or the other in place.
+    pub(super) fn rewrite(&self, fresh: &Path, aside: &Path, rows: &[Change]) -> Result<(), Error> {
+        let mut slot = self.database.lock().unwrap_or_else(PoisonError::into_inner);
+        *slot = None;
+        files::remove(fresh)?;
+        files::remove(aside)?;
+        let written = open_file(fresh, true)
+            .map_err(Failure::from)
+            .and_then(|database| write(&database, rows));
+        written.map_err(|failure| self.failed(failure))?;
+        // It may be gone.
+        let _ = std::fs::hard_link(&self.path, aside);
+        std::fs::rename(fresh, &self.path)
+            .map_err(|error| Error::io("rename to", &self.path, error))?;
+        files::sync_folder(&self.root)
+    }
+
+    fn failed(&self, failure: Failure) -> Error {
+        match failure {
             Failure::Io(error) => Error::io("write", &self.path, error),
             Failure::Other(cause) => Error::Database {
                 root: self.root.clone(),
                 cause,
             },
-        })
+        }
     }
 
     fn load(&self) -> Result<Records, String> {
@@ -147,6 +179,24 @@ impl Db {
             .unwrap_or(0);
         records.show();
         Ok(records)
+    }
+}
+
+/// Tells an error of the disk from bytes that make no sense.
+fn judge(error: DatabaseError, path: &Path, root: &Path) -> OpenError {
+    let text = error.to_string();
+    match error {
+        DatabaseError::Storage(StorageError::Io(source))
+            if source.kind() != std::io::ErrorKind::InvalidData
+                && source.kind() != std::io::ErrorKind::UnexpectedEof =>
+        {
+            OpenError::Other(Error::io("open", path, source))
+        }
+        DatabaseError::DatabaseAlreadyOpen => OpenError::Other(Error::Locked {
+            root: root.to_path_buf(),
+            pid: 0,
+        }),
+        _ => OpenError::Corrupted(text),
     }
 }
 

@@ -33,17 +33,8 @@ impl Store {
     ) -> Result<FsckReport, Error> {
         let (inner, began) = (&self.inner, Instant::now());
         let mut report = FsckReport::default();
-        if let Some(cause) = inner.take_database_damage() {
-            report.damaged.push(Damage {
-                kind: "database".to_owned(),
-                subject: inner.layout.relative(&inner.layout.database()),
-                cause: format!(
-                    "{cause}; it was moved aside and the store began anew: pull the images again"
-                ),
-                images: Vec::new(),
-                repaired: true,
-            });
-        }
+        inner.report_lost_database(&mut report, repair)?;
+        inner.verify_database(&mut report)?;
         // Rows of a snapshot. No lease: what is removed meanwhile is freed at once, and what is found wrong counts only
         // where a layer still has it.
         let rows: Vec<LayerRow> = {
@@ -68,7 +59,7 @@ impl Store {
     /// Reads at least one content and stops after `budget` bytes. Blocking.
     pub fn scrub_step(&self, budget: u64) -> Result<FsckReport, Error> {
         let inner = &self.inner;
-        let (row, first) = {
+        let (row, first, begins) = {
             let mut state = inner.state();
             let (last, first) = state.scrub.clone();
             let mut ids: Vec<&DiffId> = state.records.layers.keys().collect();
@@ -83,7 +74,7 @@ impl Store {
             let first = if Some(&id) == last.as_ref() { first } else { 0 };
             let row = state.records.layers.get(&id).cloned();
             match row {
-                Some(row) if row.damaged.is_none() => (row, first),
+                Some(row) if row.damaged.is_none() => (row, first, last.is_none()),
                 _ => {
                     state.scrub = (successor(&state.records.layers, &id), 0);
                     return Ok(FsckReport::default());
@@ -94,6 +85,10 @@ impl Store {
             layers: 1,
             ..FsckReport::default()
         };
+        // Once a round.
+        if begins {
+            inner.verify_database(&mut report)?;
+        }
         let next = |layers: &std::collections::HashMap<DiffId, LayerRow>| {
             (successor(layers, &row.diff_id), 0)
         };
@@ -283,6 +278,47 @@ impl Inner {
             .map_err(|error| self.damaged(&idx, error))?;
         let (head, _) = idx::decode(&bytes).map_err(|error| self.damaged(&idx, error))?;
         Ok(head.extents)
+    }
+
+    /// A database that could not be read at start is told of as long as nothing was pulled again.
+    fn report_lost_database(&self, report: &mut FsckReport, repair: bool) -> Result<(), Error> {
+        let _commits = self.commits();
+        let Some(lost) = self.lost_database() else {
+            return Ok(());
+        };
+        if repair {
+            files::remove(&self.layout.damaged_database())?;
+        }
+        report.damaged.push(self.database_damage(lost, repair));
+        Ok(())
+    }
+
+    /// A damaged database is written anew at once: its rows are all in memory.
+    fn verify_database(&self, report: &mut FsckReport) -> Result<(), Error> {
+        let _commits = self.commits();
+        let Some(cause) = self.db.verify()? else {
+            return Ok(());
+        };
+        let database = self.layout.database();
+        tracing::error!(database = %database.display(), %cause, "The database is damaged: written anew");
+        let rows = self.state().records.dump();
+        let aside = self.layout.damaged_database();
+        self.db
+            .rewrite(&self.layout.fresh_database(), &aside, &rows)?;
+        let aside = self.layout.relative(&aside);
+        let cause = format!("{cause}; it was written anew, the damaged one is {aside}");
+        report.damaged.push(self.database_damage(cause, true));
+        Ok(())
+    }
+
+    fn database_damage(&self, cause: String, repaired: bool) -> Damage {
+        Damage {
+            kind: "database".to_owned(),
+            subject: self.layout.relative(&self.layout.database()),
+            cause,
+            images: Vec::new(),
+            repaired,
+        }
     }
 
     /// Verifies layers and quarantines those that are damaged.

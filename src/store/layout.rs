@@ -29,6 +29,10 @@ impl Layout {
     pub(super) fn database(&self) -> PathBuf {
         self.root.join("larder.redb")
     }
+    /// A database being written anew.
+    pub(super) fn fresh_database(&self) -> PathBuf {
+        self.root.join("larder.redb.new")
+    }
     /// Where a database that cannot be read is kept for whoever wants to look; the last one only.
     pub(super) fn damaged_database(&self) -> PathBuf {
         self.root.join("larder.redb.damaged")

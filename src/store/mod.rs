@@ -78,8 +78,8 @@ struct Inner {
     state: Mutex<State>,
     occupied: Mutex<usage::Occupied>,
     recovered: AtomicBool,
-    /// Why the database was replaced at start, until somebody was told.
-    database_damage: Mutex<Option<String>>,
+    /// Why the database was replaced at start.
+    database_damage: Option<String>,
     // Last: released when everything else is closed.
     _lock: lock::Lock,
 }
@@ -151,7 +151,7 @@ impl Store {
             }),
             occupied: Mutex::default(),
             recovered: AtomicBool::new(false),
-            database_damage: Mutex::new(damage),
+            database_damage: damage,
             _lock: lock,
         };
         inner.recover()?;
@@ -251,6 +251,13 @@ impl Store {
         }
     }
 
+    /// What an operator should know before anything else: that a damaged database took all images along.
+    pub fn warning(&self) -> Option<String> {
+        let lost = self.inner.lost_database()?;
+        let database = self.inner.layout.database();
+        Some(format!("database {}: {lost}", database.display()))
+    }
+
     /// What the store holds and occupies. From counters.
     pub fn usage(&self) -> Usage {
         self.inner.state().usage.clone()
@@ -317,12 +324,18 @@ impl Inner {
         self.recovered.load(Ordering::Acquire)
     }
 
-    fn take_database_damage(&self) -> Option<String> {
-        let mut damage = self
-            .database_damage
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        damage.take()
+    /// Why there are no records, where a damaged database is the reason: until something was pulled again, or a repair
+    /// removed what is left of it.
+    fn lost_database(&self) -> Option<String> {
+        let aside = self.layout.damaged_database();
+        if !self.state().records.images.is_empty() || !aside.exists() {
+            return None;
+        }
+        let cause = self.database_damage.as_deref().unwrap_or("damaged");
+        let aside = self.layout.relative(&aside);
+        Some(format!(
+            "{cause}; it was moved aside as {aside} and the store began anew: pull the images again"
+        ))
     }
 }
 

@@ -100,6 +100,7 @@ impl Store {
         if mounted.is_err() {
             inner.unmount_unused();
         }
+        inner.measure_again([]);
         mounted
     }
 

@@ -26,6 +26,9 @@ pub(super) struct ImageRow {
 pub(super) struct NameRow {
     pub(super) image: ImageId,
     pub(super) target: Digest,
+    /// When it was first given to the image, in milliseconds since the epoch.
+    #[serde(default)]
+    pub(super) since: i64,
 }
 
 /// A layer, with the checksums of its two files.
@@ -59,6 +62,10 @@ pub(super) struct MountRow {
     #[serde(default)]
     pub(super) fixup: Option<String>,
 }
+
+/// Digest names of one image. A tag that is published again and again with other indexes around the same manifest leaves
+/// one each time.
+pub(super) const MAX_DIGEST_NAMES: usize = 64;
 
 /// One change of the records; several make a transaction.
 #[derive(Clone, Debug)]
@@ -168,6 +175,22 @@ impl Records {
         }
     }
 
+    /// The changes that make these records out of none.
+    pub(super) fn dump(&self) -> Vec<Change> {
+        let mut rows = vec![Change::NextSegment(self.next_segment)];
+        rows.extend(self.images.values().cloned().map(Change::PutImage));
+        rows.extend(self.layers.values().cloned().map(Change::PutLayer));
+        let names = self.names.iter();
+        rows.extend(names.map(|(name, row)| Change::PutName(name.clone(), row.clone())));
+        let blobs = self.blobs.iter();
+        rows.extend(blobs.map(|(blob, id)| Change::PutBlob(blob.clone(), id.clone())));
+        let segments = self.segments.iter();
+        rows.extend(segments.map(|(id, len)| Change::PutSegment(*id, *len)));
+        let mounts = self.mounts.iter();
+        rows.extend(mounts.map(|(at, row)| Change::PutMount(at.clone(), row.clone())));
+        rows
+    }
+
     /// Rebuilds what is visible: sound images with their names, tags first, each group sorted.
     pub(super) fn show(&mut self) {
         let mut names: BTreeMap<&ImageId, Vec<Name>> = BTreeMap::new();
@@ -239,6 +262,25 @@ impl Records {
             .collect()
     }
 
+    /// The oldest digest names that an image has beyond the limit, once it has `new` ones too. Never one of those, nor one
+    /// of what a tag points at.
+    pub(super) fn surplus_names(&self, image: &ImageId, new: &[Name]) -> Vec<String> {
+        let is_new = |name: &str| new.iter().any(|new| new.name == name);
+        let known = self.names.iter().filter(|(_, row)| row.image == *image);
+        let (digests, tags): (Vec<_>, Vec<_>) = known
+            .filter(|(name, _)| !is_new(name))
+            .partition(|(name, _)| name.contains('@'));
+        let fresh = new.iter().filter(|new| new.name.contains('@')).count();
+        let surplus = (digests.len() + fresh).saturating_sub(MAX_DIGEST_NAMES);
+        let mut candidates: Vec<_> = digests
+            .into_iter()
+            .filter(|(_, row)| !tags.iter().any(|(_, tag)| tag.target == row.target))
+            .collect();
+        candidates.sort_by_key(|(name, row)| (row.since, *name));
+        let oldest = candidates.into_iter().take(surplus);
+        oldest.map(|(name, _)| name.clone()).collect()
+    }
+
     /// The changes that forget a layer and the blobs known to inflate to it.
     pub(super) fn forget_layer(&self, layer: &DiffId) -> Vec<Change> {
         let mut changes = vec![Change::DeleteLayer(layer.clone())];
@@ -291,6 +333,21 @@ impl LayerRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_image_record_from_before_staging_is_not_staged() {
+        let id = Digest::sha256(b"config");
+        let old = serde_json::json!({
+            "record": {
+                "id": id, "platform": {"os": "linux", "architecture": "amd64", "variant": ""}, "manifest": id,
+                "layers": [], "created": null, "size": 1, "user": "", "labels": {}, "pulled_at": 0,
+                "last_used_at": 0, "pinned": true
+            },
+            "blobs": []
+        });
+        let row: ImageRow = serde_json::from_value(old).unwrap();
+        assert!(row.record.pinned && !row.record.staged);
+    }
 
     #[test]
     fn an_id_taken_during_a_commit_is_not_given_out_again() {

@@ -48,6 +48,8 @@ impl Inner {
             };
             gone.map_err(|error| Error::io("remove", &path, error))?;
         }
+        // A database that a crash kept from taking its place.
+        files::remove(&self.layout.fresh_database())?;
         self.forget_gone_mounts()?;
         self.forget_unused_layers()?;
         self.note_missing_layers()?;

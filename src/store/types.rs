@@ -124,6 +124,10 @@ pub struct ImageRecord {
     pub last_used_at: i64,
     /// Asked to be kept.
     pub pinned: bool,
+    /// Here for those only who show the registry credentials of their own. Never set again once it was unset; records
+    /// from before it was known are without it.
+    #[serde(default)]
+    pub staged: bool,
 }
 
 /// A name of an image.

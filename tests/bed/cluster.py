@@ -10,7 +10,12 @@
     cluster.sh kill|stop|start|restart PART DIR
                                        SIGKILL; SIGTERM, and SIGKILL after 5 s; start and wait until ready; stop and
                                        start. PART: etcd apiserver controller-manager scheduler containerd kubelet
+    cluster.sh run DIR NAME COMMAND...  a process of yours as one more part: recorded, logged, ended by down
     cluster.sh slow-etcd DIR MILLIS    from now on each request to etcd takes so much longer; 0 ends it
+
+Settings of a node: DIR/node/conf.d/*.toml for containerd, kubelet.d/*.conf for the kubelet (each as its own settings are
+written, and read when it starts), hosts.d for registries as containerd has them. Its only images are bed.local/busybox:1
+and the sandbox's. There is no DNS and no kube-proxy; the service `kubernetes` works.
 
 Status 3: this machine cannot, and the reason on stderr. Several clusters, each in a DIR of its own, do not meet.
 Every process is recorded in DIR/pids by itself before it becomes the program it runs, and ended only if the process
@@ -134,8 +139,9 @@ class Process:
             end = time.monotonic() + patience
             while pid := self.pid():
                 if number:
+                    # It leads a group of its own, with what it started and did not let go.
                     with contextlib.suppress(ProcessLookupError):
-                        os.kill(pid, number)
+                        os.killpg(pid, number)
                     number = None
                 if time.monotonic() > end:
                     break
@@ -222,6 +228,11 @@ class Cluster:
             return []
         names = CONTROL_PLANE + (NODE if self.set["node"] else [])
         return [name for name in names if name != "etcd-proxy" or self.set["ports"].get("etcd-proxy")]
+
+    def guests(self):
+        """Names that were given to run."""
+        records = (self.root / "pids").glob("*") if self.set else []
+        return sorted(record.name for record in records if record.suffix != ".new" and record.name not in CONTROL_PLANE + NODE)
 
     def node(self):
         return bed_node.Node(self.root, self.set["id"], self.set["net"])
@@ -331,23 +342,37 @@ class Cluster:
             case "containerd":
                 return self.node().socket.exists()
             case "kubelet":
-                node = json.loads(self.get(f"/api/v1/nodes/{self.node().name}") or "{}")
-                conditions = node.get("status", {}).get("conditions", [])
-                return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
+                # A node that was ready stays so for a while without a kubelet.
+                with contextlib.suppress(OSError), socket.create_connection((f'{self.set["net"]}.1', 10250)):
+                    return self.node_is_ready()
+                return False
         return True
+
+    def node_is_ready(self):
+        node = json.loads(self.get(f"/api/v1/nodes/{self.node().name}") or "{}")
+        conditions = node.get("status", {}).get("conditions", [])
+        return any(condition["type"] == "Ready" and condition["status"] == "True" for condition in conditions)
 
     def start(self, name):
         process = self.process(name)
-        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-        env["PATH"] = f'{self.set["bin"]}:{env.get("PATH", "")}'
+        env = self.environment()
         if name == "containerd":
             self.node().socket.unlink(missing_ok=True)
         process.start(self.command(name), env, [self.node().runtime_procs()] if name == "containerd" else [])
         wait_for(f"{name} ready", lambda: self.is_ready(name), process.check)
 
+    def environment(self):
+        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+        return env | {"PATH": f'{self.set["bin"]}:{env.get("PATH", "")}'}
+
+    def run(self, name, argv):
+        if not self.set or name in CONTROL_PLANE + NODE or not name.replace("-", "").isalnum():
+            raise Broken(f"{name} cannot be a part of a cluster in {self.root}")
+        self.process(name).start(argv, self.environment())
+
     def one(self, verb, name):
         """kill, stop, start or restart."""
-        if name not in self.parts():
+        if name not in self.parts() + (self.guests() if verb in ["kill", "stop"] else []):
             raise Broken(f"{name} is no part of the cluster in {self.root}")
         if verb == "kill":
             self.process(name).end()
@@ -416,6 +441,8 @@ class Cluster:
     def down(self):
         if not self.set:
             return
+        for name in self.guests():
+            self.process(name).end(gently=True)
         for name in reversed(CONTROL_PLANE + NODE):
             self.process(name).end()
         self.node().remove()
@@ -435,7 +462,7 @@ class Cluster:
             say(f"no cluster in {self.root}")
             return 1
         down = 0
-        for name in self.parts():
+        for name in self.parts() + self.guests():
             pid = self.process(name).pid()
             down += pid is None
             print(f"{name}\t{pid or 'not running'}")
@@ -561,6 +588,10 @@ def main():
         one = verbs.add_parser(verb)
         one.add_argument("part")
         one.add_argument("dir")
+    one = verbs.add_parser("run")
+    one.add_argument("dir")
+    one.add_argument("name")
+    one.add_argument("command", nargs=argparse.REMAINDER)
     one = verbs.add_parser("slow-etcd")
     one.add_argument("dir")
     one.add_argument("millis", type=int)
@@ -584,6 +615,8 @@ def main():
                 cluster.down()
             case "status":
                 return cluster.status()
+            case "run":
+                cluster.run(args.name, args.command)
             case "slow-etcd":
                 cluster.slow_etcd(args.millis)
             case verb:

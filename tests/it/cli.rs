@@ -617,6 +617,78 @@ async fn damage_is_found_named_and_healed() {
     assert!(sound.line().ends_with("no damage."), "{sound:?}");
 }
 
+/// Damages a store in place, as a disk or a hand may: no file changes its length, but for the database's.
+fn damage(root: &Path, kind: &str) {
+    if kind == "database" {
+        return std::fs::write(root.join("larder.redb"), noise(9, 70_000)).unwrap();
+    }
+    let folder = if kind == "pack" { "packs" } else { "layers" };
+    let files = std::fs::read_dir(root.join(folder)).unwrap();
+    let path = files
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|ext| ext == kind))
+        .unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = match kind {
+        // In the first content, whichever it is.
+        "pack" => bytes.iter().position(|byte| *byte != 0).unwrap(),
+        _ => bytes.len() / 2,
+    };
+    bytes[at] ^= 0xff;
+    std::fs::write(&path, bytes).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_of_every_kind_is_healed_by_a_pull() {
+    let hub = hub().await;
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path().join("root");
+    let app = hub.reference("app:1");
+    assert_eq!(on_async(&root, &["pull", "-q", &app]).await.code, 0);
+    for (kind, named) in [
+        ("pack", "packs/"),
+        ("erofs", ".erofs"),
+        ("idx", "checksum"),
+        ("database", "larder.redb"),
+    ] {
+        for verified in [false, true] {
+            damage(&root, kind);
+            if verified {
+                let found = on(&root, &["fsck", "-o", "json"]);
+                assert_eq!(found.code, 1, "{kind}: {found:?}");
+                assert!(found.out.contains(named), "{kind}: {found:?}");
+                let repaired = on(&root, &["fsck", "--repair"]);
+                assert_eq!(repaired.code, 0, "{kind}: {repaired:?}");
+            } else if kind == "pack" {
+                // Contents are too many to read at each pull: whoever reads them finds out.
+                let target = dir.path().join("refused");
+                let read = on(&root, &["unpack", &app, target.to_str().unwrap()]);
+                assert_eq!(read.code, 1, "{read:?}");
+                assert!(
+                    read.err.contains(named) && read.err.contains("pull"),
+                    "{read:?}"
+                );
+            } else if kind == "database" {
+                // Not only to the first who asks.
+                for _ in 0..2 {
+                    let listed = on(&root, &["images", "-q"]);
+                    assert!(listed.err.contains(named), "{listed:?}");
+                    assert!(listed.err.contains("pull the images again"), "{listed:?}");
+                }
+            }
+            let healed = on_async(&root, &["pull", "-q", &app]).await;
+            assert_eq!(healed.code, 0, "{kind}: {healed:?}");
+            let sound = on(&root, &["fsck"]);
+            assert!(sound.line().ends_with("no damage."), "{kind}: {sound:?}");
+            let target = dir.path().join(format!("{kind}-{verified}"));
+            let read = on(&root, &["unpack", &app, target.to_str().unwrap()]);
+            assert_eq!(read.code, 0, "{kind}: {read:?}");
+            let content = std::fs::read(target.join("app/main")).unwrap();
+            assert!(content == noise(2, 200_000), "{kind}");
+        }
+    }
+}
+
 #[test]
 fn a_reader_that_hangs_up_is_no_failure() {
     let mut child = larder()

@@ -540,6 +540,7 @@ fn the_kernel_shows_what_unpacking_gives() {
         pulled_at: 0,
         last_used_at: 0,
         pinned: false,
+        staged: false,
     };
     let commit = ImageCommit {
         record,

@@ -9,6 +9,7 @@ use axum::http::StatusCode;
 use larder::cri::proto::image_service_client::ImageServiceClient;
 use larder::cri::proto::{
     ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest,
+    RemoveImageRequest,
 };
 use serde_json::json;
 use tonic::transport::Channel;
@@ -171,6 +172,60 @@ async fn what_a_registry_gets_wrong_leaves_nothing_behind() {
     );
     pull(&mut client, &hub.reference("good:1")).await.unwrap();
     assert!(!agent.log().contains("panicked"), "{}", agent.log());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn logs_are_json_and_follow_the_callers_trace() {
+    const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let hub = Hub::start().await;
+    hub.push("app", "1", &BuiltImage::new(&[layer(1)]));
+    let name = hub.reference("app:1");
+    let dir = tempfile::tempdir().unwrap();
+    let agent = AgentProcess::start(dir.path());
+    let mut client = ImageServiceClient::new(connect(&agent.socket).await);
+    let mut request = tonic::Request::new(PullImageRequest {
+        image: spec(&name),
+        ..PullImageRequest::default()
+    });
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01").parse().unwrap();
+    request.metadata_mut().insert("traceparent", parent);
+    client.pull_image(request).await.unwrap();
+    pull(&mut client, &hub.reference("absent:1"))
+        .await
+        .unwrap_err();
+    let image = spec(&name);
+    client
+        .remove_image(RemoveImageRequest { image })
+        .await
+        .unwrap();
+
+    let log = agent.log();
+    let lines: Vec<serde_json::Value> = log
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}")))
+        .collect();
+    for line in &lines {
+        for key in ["timestamp", "level", "message", "target"] {
+            assert!(line[key].is_string(), "{key}: {line}");
+        }
+        let message = line["message"].as_str().unwrap();
+        assert!(message.starts_with(|c: char| c.is_uppercase()), "{line}");
+    }
+    let said = |message: &str| {
+        let line = lines.iter().find(|line| line["message"] == message);
+        line.unwrap_or_else(|| panic!("no {message:?} in {log}"))
+    };
+    let pulled = said("Image pulled");
+    assert_eq!(pulled["span"]["trace_id"], TRACE, "{pulled}");
+    assert_eq!(pulled["reference"], name.as_str(), "{pulled}");
+    let (failed, removed) = (said("Pull failed"), said("Image removed"));
+    assert_eq!(failed["level"], "WARN", "{failed}");
+    assert_eq!(failed["reason"], "not_found", "{failed}");
+    assert!(failed["err"].is_string(), "{failed}");
+    assert!(removed["freed_bytes"].as_u64() > Some(200_000), "{removed}");
+    for line in [pulled, failed, removed] {
+        assert!(line["duration_seconds"].is_f64(), "{line}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

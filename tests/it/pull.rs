@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use axum::http::StatusCode;
 use larder::cache::{
-    self, Cache, Credentials, ErrorKind, LayerSource, Phase, PullRequest, Pulled, Secret,
+    self, Background, Cache, Credentials, ErrorKind, LayerSource, Phase, PullRequest, Pulled,
+    Secret,
 };
 use larder::{registry, store};
 use serde_json::json;
@@ -26,6 +27,10 @@ impl Node {
     }
 
     fn with_grace(orphan_grace: Duration) -> Self {
+        Self::with(orphan_grace, Background::default())
+    }
+
+    fn with(orphan_grace: Duration, background: Background) -> Self {
         let root = tempfile::tempdir().unwrap();
         let options = store::Options {
             root: root.path().join("root"),
@@ -43,6 +48,7 @@ impl Node {
             orphan_grace,
             pinned: Vec::new(),
             authfile: None,
+            background,
         };
         Node {
             cache: Cache::new(config, store, client, cache::Metrics::default()),
@@ -74,10 +80,8 @@ impl Node {
 
 fn request(reference: &str) -> PullRequest {
     PullRequest {
-        reference: reference.parse().unwrap(),
-        platform: None,
-        credentials: Credentials::Anonymous,
         plain_http: true,
+        ..PullRequest::new(reference.parse().unwrap())
     }
 }
 

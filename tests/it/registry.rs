@@ -515,6 +515,19 @@ async fn passwords_buy_tokens_by_post_or_get() {
 }
 
 #[tokio::test]
+async fn a_refused_account_is_shown_once_in_each_form() {
+    let bench = Bench::new().await;
+    bench.hub.set_auth(Auth::Bearer(TokenServer::default()));
+    // As OAuth2 refuses a grant.
+    bench.hub.fault_all("/token", Fault::Status(400));
+    let repository = bench.open_as(basic("u", "p"));
+    let error = repository.resolve(&bench.reference).await.unwrap_err();
+    assert_eq!(error.class(), ErrorClass::Unauthenticated);
+    let log = bench.hub.take_log();
+    assert_eq!(log[1..], ["POST /token", "GET /token"]);
+}
+
+#[tokio::test]
 async fn a_registry_token_is_shown_as_it_is() {
     let bench = Bench::new().await;
     bench.hub.set_auth(Auth::Bearer(TokenServer::default()));

@@ -21,6 +21,13 @@ pub struct AgentArgs {
     /// Address of /metrics, /livez and /readyz; empty for none [default: 127.0.0.1:9640]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// What holds images on this node: larder, or runtime for the image service of the container runtime, into which
+    /// declared images are pulled then; no image service is served [default: larder]
+    #[arg(long, value_name = "HOLDER")]
+    pub images: Option<String>,
+    /// Unix socket of the container runtime, for --images runtime [default: /run/containerd/containerd.sock]
+    #[arg(long, value_name = "PATH")]
+    pub runtime_endpoint: Option<PathBuf>,
     /// Docker config.json with credentials for pulls that bring none
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,

@@ -19,6 +19,8 @@ pub(super) struct File {
     pub(super) socket: Option<PathBuf>,
     pub(super) hosts_dirs: Option<Vec<PathBuf>>,
     pub(super) http: Option<String>,
+    pub(super) images: Option<String>,
+    pub(super) runtime_endpoint: Option<PathBuf>,
     pub(super) authfile: Option<PathBuf>,
     pub(super) platform: Option<String>,
     pub(super) pinned: Option<Vec<String>>,
@@ -64,6 +66,10 @@ pub(super) struct FileLimits {
     pub(super) max_ratio: Option<u64>,
     pub(super) max_path: Option<usize>,
     pub(super) reserved_bytes: Option<u64>,
+    pub(super) background_layers: Option<usize>,
+    pub(super) background_layers_per_registry: Option<usize>,
+    pub(super) bytes_per_second: Option<u64>,
+    pub(super) throttle_all: Option<bool>,
 }
 
 pub(super) fn read(path: &Path) -> Result<String, ConfigError> {

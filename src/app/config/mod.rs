@@ -18,11 +18,12 @@ pub use args::AgentArgs;
 pub use show::Setting;
 
 use super::open::{CacheOptions, hosts_dirs};
+use crate::cache::Background;
 use crate::image::Platform;
 use crate::store::Limits;
 use crate::telemetry::{LogConfig, LogFormat};
 use environment::Environment;
-use file::File;
+use file::{File, FileLimits};
 
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/larder";
@@ -30,6 +31,22 @@ pub const ROOT: &str = "/var/lib/larder";
 pub const SOCKET: &str = "/run/larder/larder.sock";
 /// Default of `http`.
 pub const HTTP: &str = "127.0.0.1:9640";
+
+/// Default of `runtime_endpoint`.
+pub const RUNTIME_ENDPOINT: &str = "/run/containerd/containerd.sock";
+
+/// What holds images on a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Holder {
+    /// larder's own cache.
+    #[default]
+    Larder,
+    /// The container runtime's image service.
+    Runtime {
+        /// Its unix socket.
+        endpoint: PathBuf,
+    },
+}
 
 /// Everything an agent is told.
 #[derive(Clone, Debug)]
@@ -40,6 +57,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Address of metrics and probes; `None` for none.
     pub http: Option<SocketAddr>,
+    /// What holds images.
+    pub images: Holder,
     /// How long stopping may take.
     pub drain_timeout: Duration,
     /// Between two steps of re-hashing the store in the background; `None` for never.
@@ -175,6 +194,7 @@ impl Config {
                     .unwrap_or(max_path),
                 reserved_bytes: limits.reserved_bytes.unwrap_or(reserved_bytes),
             },
+            background: background(limits)?,
             max_per_host: ranged(
                 of_file(&registry.max_per_host, "registry.max_per_host"),
                 1,
@@ -204,6 +224,7 @@ impl Config {
                 SOCKET,
             )?,
             http: address(http)?,
+            images: holder(args, file)?,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
             scrub_interval: Some(
                 duration(
@@ -362,6 +383,53 @@ fn path(value: Placed<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
             std::path::absolute(&path).map_err(|error| ConfigError::new(place, error))
         }
     }
+}
+
+fn holder(args: &AgentArgs, file: &File) -> Result<Holder, ConfigError> {
+    let images = pick(&args.images, "--images", &file.images, "images");
+    let endpoint = pick(
+        &args.runtime_endpoint,
+        "--runtime-endpoint",
+        &file.runtime_endpoint,
+        "runtime_endpoint",
+    );
+    match images.as_ref().map(|(text, place)| (text.as_str(), *place)) {
+        None | Some(("larder", _)) => Ok(Holder::Larder),
+        Some(("runtime", _)) => {
+            // As kubelet and crictl write it, or the path alone.
+            let bare = endpoint.map(|(path, place)| {
+                let text = path.to_string_lossy().into_owned();
+                let bare = text.strip_prefix("unix://").map(PathBuf::from);
+                (bare.unwrap_or(path), place)
+            });
+            let endpoint = path(bare, RUNTIME_ENDPOINT)?;
+            Ok(Holder::Runtime { endpoint })
+        }
+        Some((text, place)) => Err(ConfigError::new(
+            place,
+            format!("{text:?} holds no images: write larder or runtime"),
+        )),
+    }
+}
+
+/// What prepulls may take.
+fn background(limits: &FileLimits) -> Result<Background, ConfigError> {
+    let defaults = Background::default();
+    let layers = of_file(&limits.background_layers, "limits.background_layers");
+    let per_registry = of_file(
+        &limits.background_layers_per_registry,
+        "limits.background_layers_per_registry",
+    );
+    let rate = of_file(&limits.bytes_per_second, "limits.bytes_per_second");
+    // Zero is no limit.
+    let rate = rate.filter(|(rate, _)| *rate > 0);
+    Ok(Background {
+        layers: ranged(layers, 1, 64)?.unwrap_or(defaults.layers),
+        per_registry: ranged(per_registry, 1, 64)?.unwrap_or(defaults.per_registry),
+        // Less than this and a layer of a gigabyte takes days: a mistake in the unit.
+        bytes_per_second: ranged(rate, 1 << 10, u64::MAX)?,
+        throttle_all: limits.throttle_all.unwrap_or(defaults.throttle_all),
+    })
 }
 
 /// Longest name of an object.

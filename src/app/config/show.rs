@@ -4,7 +4,7 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{AgentArgs, Config, Layers, Origin, units};
+use super::{AgentArgs, Config, Holder, Layers, Origin, units};
 use crate::telemetry::LogFormat;
 
 /// One value in force.
@@ -47,6 +47,8 @@ fn flag(key: &str, args: &AgentArgs) -> Option<&'static str> {
         "socket" => ("--socket", args.socket.is_some()),
         "hosts_dirs" => ("--hosts-dir", !args.hosts_dir.is_empty()),
         "http" => ("--http", args.http.is_some()),
+        "images" => ("--images", args.images.is_some()),
+        "runtime_endpoint" => ("--runtime-endpoint", args.runtime_endpoint.is_some()),
         "authfile" => ("--authfile", args.authfile.is_some()),
         "kubeconfig" => ("--kubeconfig", args.kubeconfig.is_some()),
         "node_name" => ("--node-name", args.node_name.is_some()),
@@ -63,6 +65,11 @@ fn flag(key: &str, args: &AgentArgs) -> Option<&'static str> {
 
 fn values(config: &Config) -> Vec<(&'static str, Value)> {
     let (cache, limits) = (&config.cache, &config.cache.limits);
+    let background = &cache.background;
+    let (images, endpoint) = match &config.images {
+        Holder::Larder => ("larder", None),
+        Holder::Runtime { endpoint } => ("runtime", Some(endpoint)),
+    };
     let format = match config.log.format {
         LogFormat::Auto => "auto",
         LogFormat::Json => "json",
@@ -74,6 +81,8 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
         ("socket", json!(config.socket)),
         ("hosts_dirs", json!(cache.hosts_dirs)),
         ("http", json!(http.unwrap_or_default())),
+        ("images", json!(images)),
+        ("runtime_endpoint", json!(endpoint)),
         ("authfile", json!(cache.authfile)),
         ("platform", json!(cache.platform.to_string())),
         ("pinned", json!(cache.pinned)),
@@ -104,6 +113,16 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
         ("limits.max_ratio", json!(limits.max_ratio)),
         ("limits.max_path", json!(limits.max_path)),
         ("limits.reserved_bytes", json!(limits.reserved_bytes)),
+        ("limits.background_layers", json!(background.layers)),
+        (
+            "limits.background_layers_per_registry",
+            json!(background.per_registry),
+        ),
+        (
+            "limits.bytes_per_second",
+            json!(background.bytes_per_second.unwrap_or_default()),
+        ),
+        ("limits.throttle_all", json!(background.throttle_all)),
     ]
 }
 

@@ -262,6 +262,8 @@ fn the_example_names_every_key_with_its_default() {
         "socket",
         "hosts_dirs",
         "http",
+        "images",
+        "runtime_endpoint",
         "authfile",
         "kubeconfig",
         "node_name",
@@ -283,6 +285,10 @@ fn the_example_names_every_key_with_its_default() {
         "max_ratio",
         "max_path",
         "reserved_bytes",
+        "background_layers",
+        "background_layers_per_registry",
+        "bytes_per_second",
+        "throttle_all",
     ] {
         assert!(
             active
@@ -291,4 +297,22 @@ fn the_example_names_every_key_with_its_default() {
             "{key} is not in the example"
         );
     }
+}
+
+#[test]
+fn a_runtime_that_holds_images_has_an_endpoint() {
+    let with = |text: &str| load(&AgentArgs::default(), text).map(|config| config.images);
+    assert_eq!(with("").unwrap(), Holder::Larder);
+    for (text, endpoint) in [
+        ("images = \"runtime\"", RUNTIME_ENDPOINT),
+        (
+            "images = \"runtime\"\nruntime_endpoint = \"unix:///run/crio/crio.sock\"",
+            "/run/crio/crio.sock",
+        ),
+    ] {
+        let endpoint = endpoint.into();
+        assert_eq!(with(text).unwrap(), Holder::Runtime { endpoint }, "{text}");
+    }
+    let error = with("images = \"docker\"").unwrap_err().to_string();
+    assert!(error.contains("larder or runtime"), "{error}");
 }

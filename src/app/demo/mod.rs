@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use super::CacheOptions;
 use super::agent::Agent;
-use super::config::{Config, DeclaredConfig};
+use super::config::{Config, DeclaredConfig, Holder};
 use crate::lifecycle::Shutdown;
 use crate::telemetry::LogConfig;
 
@@ -46,6 +46,7 @@ impl DemoAgent {
         let config = Config {
             root: folder.join("root"),
             socket: socket.clone(),
+            images: Holder::Larder,
             http: None,
             drain_timeout: DRAIN,
             scrub_interval: None,

@@ -7,11 +7,12 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cache::Error;
+use crate::cache::gate::{Gate, LayerPass};
 use crate::cache::threads::Threads;
 use crate::image::{DiffId, Digest};
 use crate::registry::{self, Repository};
@@ -73,6 +74,8 @@ pub(super) struct Download {
     pub(super) counters: Arc<LayerCounters>,
     /// Compressed bytes received.
     pub(super) received: AtomicU64,
+    /// Its number at the gate.
+    pass: u64,
     cancel: CancellationToken,
     outcome: watch::Receiver<Option<Outcome>>,
 }
@@ -110,14 +113,18 @@ pub(in crate::cache) struct Downloads {
     threads: Threads,
     tracker: TaskTracker,
     shutdown: CancellationToken,
+    gate: Gate,
 }
 
 /// Interest in a download; the last one dropped cancels it.
 #[derive(Debug)]
 pub(super) struct Ticket {
     table: Arc<Table>,
+    gate: Gate,
     blob: Digest,
     number: u64,
+    /// The pull that waits.
+    pull: u64,
     pub(super) download: Arc<Download>,
 }
 
@@ -148,6 +155,7 @@ impl Ticket {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
+        self.gate.leave(self.download.pass, self.pull);
         let mut table = lock(&self.table);
         let Some(entry) = table.entries.get_mut(&self.blob) else {
             return;
@@ -170,6 +178,7 @@ impl Downloads {
         threads: Threads,
         tracker: TaskTracker,
         shutdown: CancellationToken,
+        gate: Gate,
     ) -> Self {
         Downloads {
             table: Arc::default(),
@@ -177,40 +186,50 @@ impl Downloads {
             threads,
             tracker,
             shutdown,
+            gate,
         }
     }
 
-    /// Joins a download that is under way; `lease` will protect its layer.
-    pub(super) fn join(&self, blob: &Digest, lease: &Arc<Lease>) -> Option<Ticket> {
-        self.join_in(&mut lock(&self.table), blob, lease)
+    /// Joins a download that is under way; `lease` will protect its layer. It becomes as urgent as `pull` is.
+    pub(super) fn join(&self, blob: &Digest, lease: &Arc<Lease>, pull: u64) -> Option<Ticket> {
+        self.join_in(&mut lock(&self.table), blob, lease, pull)
     }
 
-    fn join_in(&self, table: &mut State, blob: &Digest, lease: &Arc<Lease>) -> Option<Ticket> {
+    fn join_in(
+        &self,
+        table: &mut State,
+        blob: &Digest,
+        lease: &Arc<Lease>,
+        pull: u64,
+    ) -> Option<Ticket> {
         let entry = table.entries.get_mut(blob)?;
         table.tickets += 1;
         entry.waiters.insert(table.tickets, lease.clone());
+        self.gate.join(entry.download.pass, pull);
         Some(Ticket {
             table: self.table.clone(),
             blob: blob.clone(),
+            gate: self.gate.clone(),
             number: table.tickets,
+            pull,
             download: entry.download.clone(),
         })
     }
 
     /// Starts a download, unless somebody was quicker. `here` tells whether the layer is in the store by now; it is
     /// asked under the table's lock, since a download leaves the table only after its layer is stored.
-    /// `slot` is held until the layer is ingested.
+    /// `slot` is held until the layer is ingested. The last two are the pull's lease and number.
     pub(super) fn start(
         &self,
         repository: &Repository,
         fetch: Fetch,
-        slot: OwnedSemaphorePermit,
-        lease: &Arc<Lease>,
+        slot: LayerPass,
+        (lease, pull): (&Arc<Lease>, u64),
         here: impl FnOnce() -> Option<DiffId>,
     ) -> Begun {
         let blob = fetch.descriptor.digest.clone();
         let mut table = lock(&self.table);
-        if let Some(ticket) = self.join_in(&mut table, &blob, lease) {
+        if let Some(ticket) = self.join_in(&mut table, &blob, lease, pull) {
             return Begun::Joined(ticket);
         }
         if let Some(diff_id) = here() {
@@ -220,6 +239,7 @@ impl Downloads {
         let download = Arc::new(Download {
             counters: Arc::default(),
             received: AtomicU64::new(0),
+            pass: slot.number(),
             cancel: self.shutdown.child_token(),
             outcome,
         });
@@ -235,8 +255,10 @@ impl Downloads {
         );
         let ticket = Ticket {
             table: self.table.clone(),
+            gate: self.gate.clone(),
             blob,
             number,
+            pull,
             download: download.clone(),
         };
         drop(table);
@@ -285,7 +307,7 @@ impl Downloads {
         &self,
         repository: Repository,
         fetch: Fetch,
-        slot: OwnedSemaphorePermit,
+        slot: LayerPass,
         download: &Arc<Download>,
     ) -> Result<Layer, Failure> {
         let mut stream = tokio::select! {
@@ -322,6 +344,7 @@ impl Downloads {
                         download
                             .received
                             .fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                        self.gate.pace(download.pass, bytes.len()).await;
                         if !feed.send(bytes).await {
                             return None;
                         }

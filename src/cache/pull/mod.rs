@@ -11,14 +11,15 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{SemaphorePermit, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::image::Platform;
 
+use super::gate::PullPass;
 use super::leases::HeldLease;
-use super::{Error, ErrorKind, Inner, Phase, PullProgress, PullRequest, Pulled};
+use super::{Error, ErrorKind, Inner, Phase, PullProgress, PullRequest, Pulled, Visibility};
 
 pub(super) use documents::stored;
 pub(super) use download::Downloads;
@@ -33,8 +34,9 @@ const WIND_DOWN: Duration = Duration::from_secs(2);
 pub(super) struct Key {
     reference: String,
     platform: Platform,
-    /// Hash of the credentials: two callers share a registry's answer only if they showed it the same.
-    credentials: Fingerprint,
+    /// Hashes of the credentials: two callers share a registry's answer only if they showed it the same.
+    credentials: Vec<Fingerprint>,
+    visibility: Visibility,
     plain_http: bool,
 }
 
@@ -53,7 +55,12 @@ impl Key {
         Key {
             reference: request.reference.to_string(),
             platform: platform.clone(),
-            credentials: Fingerprint(request.credentials.fingerprint()),
+            credentials: [&request.credentials]
+                .into_iter()
+                .chain(&request.secrets)
+                .map(|credentials| Fingerprint(credentials.fingerprint()))
+                .collect(),
+            visibility: request.visibility,
             plain_http: request.plain_http,
         }
     }
@@ -68,6 +75,8 @@ pub(super) struct Flight {
     progress: watch::Receiver<PullProgress>,
     outcome: watch::Receiver<Option<Outcome>>,
     waiters: watch::Sender<usize>,
+    /// Its number at the gate.
+    pass: u64,
 }
 
 /// All pulls under way.
@@ -139,6 +148,7 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
     if let Some(flight) = flights.get(&key) {
         // Under the table's lock: a flight that was given up is not in the table any more.
         flight.waiters.send_modify(|waiters| *waiters += 1);
+        inner.gate.promote(flight.pass, request.priority);
         return Pull {
             flight: flight.clone(),
         };
@@ -146,11 +156,13 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
     let (to_progress, progress) = watch::channel(PullProgress::default());
     let (to_outcome, outcome) = watch::channel(None);
     let (waiters, _) = watch::channel(1);
+    let pass = inner.gate.enter(request.priority);
     let flight = Arc::new(Flight {
         reference: key.reference.clone(),
         progress,
         outcome,
         waiters,
+        pass: pass.number(),
     });
     flights.insert(key.clone(), flight.clone());
     drop(flights);
@@ -161,9 +173,10 @@ pub(super) fn start(inner: &Arc<Inner>, request: PullRequest) -> Pull {
         flight: flight.clone(),
     };
     let task = async move {
-        let outcome = fly(&landing, &request, &platform, to_progress).await;
+        let outcome = fly(&landing, &request, &platform, &pass, to_progress).await;
         // Whoever asks from now on asks the registry anew.
         landing.clear();
+        drop(pass);
         // Nobody left to tell is fine.
         let _ = to_outcome.send(Some(outcome.map_err(Arc::new)));
     };
@@ -177,6 +190,7 @@ async fn fly(
     landing: &Landing,
     request: &PullRequest,
     platform: &Platform,
+    pass: &PullPass,
     to_progress: watch::Sender<PullProgress>,
 ) -> Result<Pulled, Error> {
     let inner = &landing.inner;
@@ -190,7 +204,7 @@ async fn fly(
     let mut board = Board::new(to_progress);
 
     let work = async {
-        let Ok(_turn) = inner.pulls.acquire().await else {
+        let Some(_turn) = turn(inner, pass).await else {
             return Err(Error::Cancelled {
                 reference: reference.clone(),
             });
@@ -206,6 +220,7 @@ async fn fly(
             platform,
             reference: reference.clone(),
             lease: shared,
+            pass: pass.number(),
         }
         .pull(&mut board)
         .await
@@ -261,6 +276,17 @@ async fn fly(
     outcome
 }
 
+/// A turn among the pulls; `None` when the agent stops.
+async fn turn<'a>(inner: &'a Inner, pass: &PullPass) -> Option<SemaphorePermit<'a>> {
+    if !pass.is_foreground() {
+        tokio::select! {
+            turn = inner.background_pulls.acquire() => return turn.ok(),
+            () = pass.promoted() => {}
+        }
+    }
+    inner.pulls.acquire().await.ok()
+}
+
 /// Ends when nobody has waited for the grace period; the flight is out of the table then.
 async fn abandoned(landing: &Landing) {
     let mut waiters = landing.flight.waiters.subscribe();
@@ -308,10 +334,9 @@ mod tests {
             password: Secret::from(password.to_owned()),
         };
         let request = |reference: &str, credentials: &Credentials, plain_http: bool| PullRequest {
-            reference: reference.parse().unwrap(),
-            platform: None,
             credentials: credentials.clone(),
             plain_http,
+            ..PullRequest::new(reference.parse().unwrap())
         };
         let key =
             |request: &PullRequest, platform: &str| Key::new(request, &platform.parse().unwrap());

@@ -15,7 +15,9 @@ use tokio::time::MissedTickBehavior;
 
 use crate::cache::names::names_of;
 use crate::cache::view::{user_text, view};
-use crate::cache::{Error, Inner, LayerSource, Phase, PullRequest, Pulled, now_ms};
+use crate::cache::{
+    Error, ErrorKind, Inner, LayerSource, Phase, PullRequest, Pulled, Visibility, now_ms,
+};
 use crate::image::{Config as ImageConfig, DiffId, Digest, ImageId, Platform};
 use crate::registry::{self, Access, Credentials, Repository, Resolved};
 use crate::store::{Image, ImageCommit, ImageRecord, LayerRef, Lease, Name};
@@ -36,6 +38,8 @@ pub(super) struct Run<'a> {
     pub(super) platform: &'a Platform,
     pub(super) reference: String,
     pub(super) lease: Arc<Lease>,
+    /// The pull's number at the gate.
+    pub(super) pass: u64,
 }
 
 /// All layers are in the store under the pull's lease.
@@ -49,11 +53,7 @@ struct Gathered {
 impl Run<'_> {
     pub(super) async fn pull(&self, board: &mut Board) -> Result<Pulled, Error> {
         let inner = self.inner;
-        let repository = self.repository().await?;
-        let resolved = repository
-            .resolve(&self.request.reference)
-            .await
-            .map_err(|source| self.registry(source))?;
+        let (repository, resolved, staged) = self.resolve().await?;
         if let Some(wanted) = self.request.reference.digest()
             && *wanted != resolved.digest
         {
@@ -71,9 +71,9 @@ impl Run<'_> {
             repository: &repository,
         };
         let selected = documents.select(&resolved, self.platform).await?;
-        if let Some(image) = self.known(&selected, &resolved, board).await? {
+        if let Some(image) = self.known(&selected, &resolved, staged, board).await? {
             return Ok(Pulled {
-                image: view(&image, &inner.pinned),
+                image: view(&image, &inner.marks()),
                 digest: resolved.digest,
                 fetched_bytes: 0,
                 up_to_date: true,
@@ -83,26 +83,87 @@ impl Run<'_> {
         let gathered = self.gather(&documents, &selected, board).await?;
         board.phase(Phase::Committing);
         let fetched_bytes = gathered.fetched_bytes;
-        let image = self.commit_new(selected, gathered, &resolved).await?;
+        let image = self
+            .commit_new(selected, gathered, &resolved, staged)
+            .await?;
         Ok(Pulled {
-            image: view(&image, &inner.pinned),
+            image: view(&image, &inner.marks()),
             digest: resolved.digest,
             fetched_bytes,
             up_to_date: false,
         })
     }
 
-    /// Hosts and credentials as they are configured now; read once for the whole pull.
-    async fn repository(&self) -> Result<Repository, Error> {
-        let inner = self.inner;
-        let mut credentials = self.request.credentials.clone();
-        if let (Credentials::Anonymous, Some(file)) = (&credentials, &inner.config.authfile) {
-            let repository = self.request.reference.repository();
-            let found = registry::docker_credentials(file, &repository).await;
-            credentials = found
-                .map_err(|source| self.registry(source))?
-                .unwrap_or_default();
+    /// What the reference names, with the access that the registry granted, and whether that is somebody's whose image
+    /// must be staged. On behalf of somebody it is asked for as little as will do; the errors of his own credentials
+    /// tell most.
+    async fn resolve(&self) -> Result<(Repository, Resolved, bool), Error> {
+        let request = self.request;
+        if request.secrets.is_empty() {
+            let own = self.own_credentials().await?;
+            let (repository, resolved) = self.resolve_with(own).await?;
+            return Ok((repository, resolved, false));
         }
+        let refused = |error: &Error| {
+            matches!(
+                error.kind(),
+                ErrorKind::Unauthenticated | ErrorKind::Denied | ErrorKind::NotFound
+            )
+        };
+        match self.resolve_with(Credentials::Anonymous).await {
+            Ok((repository, resolved)) => return Ok((repository, resolved, false)),
+            Err(error) if refused(&error) => {}
+            Err(error) => return Err(error),
+        }
+        let mut telling = None;
+        for secret in &request.secrets {
+            match self.resolve_with(secret.clone()).await {
+                Ok((repository, resolved)) => {
+                    let staged = request.visibility == Visibility::Authorized;
+                    return Ok((repository, resolved, staged));
+                }
+                Err(error) if refused(&error) => telling = Some(error),
+                Err(error) => return Err(error),
+            }
+        }
+        match (self.own_credentials().await?, telling) {
+            (Credentials::Anonymous, Some(error)) => Err(error),
+            (own, telling) => match self.resolve_with(own).await {
+                Ok((repository, resolved)) => Ok((repository, resolved, false)),
+                Err(error) => Err(telling.unwrap_or(error)),
+            },
+        }
+    }
+
+    async fn resolve_with(
+        &self,
+        credentials: Credentials,
+    ) -> Result<(Repository, Resolved), Error> {
+        let repository = self.repository(credentials).await?;
+        let resolved = repository
+            .resolve(&self.request.reference)
+            .await
+            .map_err(|source| self.registry(source))?;
+        Ok((repository, resolved))
+    }
+
+    /// What the request brings, else the node's own.
+    async fn own_credentials(&self) -> Result<Credentials, Error> {
+        match (&self.request.credentials, &self.inner.config.authfile) {
+            (Credentials::Anonymous, Some(file)) => {
+                let repository = self.request.reference.repository();
+                let found = registry::docker_credentials(file, &repository).await;
+                Ok(found
+                    .map_err(|source| self.registry(source))?
+                    .unwrap_or_default())
+            }
+            (credentials, _) => Ok(credentials.clone()),
+        }
+    }
+
+    /// Hosts as they are configured now; read once for the whole pull.
+    async fn repository(&self, credentials: Credentials) -> Result<Repository, Error> {
+        let inner = self.inner;
         let access = Access {
             credentials,
             plain_http: self.request.plain_http,
@@ -122,6 +183,7 @@ impl Run<'_> {
         &self,
         selected: &Selected,
         resolved: &Resolved,
+        staged: bool,
         board: &mut Board,
     ) -> Result<Option<Arc<Image>>, Error> {
         let inner = self.inner;
@@ -167,6 +229,7 @@ impl Run<'_> {
         let names = names_of(&self.request.reference, &resolved.digest);
         let now = now_ms();
         let settled = selected.stored
+            && (staged || !image.record.staged)
             && image.record.manifest == selected.digest
             && names.iter().all(|name| self.has_name(&id, name));
         if settled {
@@ -178,6 +241,7 @@ impl Run<'_> {
         let mut record = image.record.clone();
         record.last_used_at = now;
         record.manifest = selected.digest.clone();
+        record.staged &= staged;
         let diff_ids: Vec<DiffId> = record
             .layers
             .iter()
@@ -249,7 +313,7 @@ impl Run<'_> {
         loop {
             for fetch in plan.queued() {
                 let blob = fetch.descriptor.digest;
-                if let Some(ticket) = inner.downloads.join(&blob, &self.lease) {
+                if let Some(ticket) = inner.downloads.join(&blob, &self.lease, self.pass) {
                     plan.started(&blob);
                     board.started(&blob, LayerSource::Shared, &ticket.download);
                     joined.insert(blob);
@@ -274,7 +338,8 @@ impl Run<'_> {
                 waiting_for_slot = None;
             } else if waiting_for_slot.is_none() {
                 // One place in the queue per pull, whatever its number of layers: pulls take turns.
-                waiting_for_slot = Some(Box::pin(inner.slots.clone().acquire_owned()));
+                let registry: Arc<str> = self.request.reference.domain().into();
+                waiting_for_slot = Some(Box::pin(inner.gate.clone().layer(self.pass, registry)));
             }
             tokio::select! {
                 bytes = &mut config_json, if config.is_none() => {
@@ -287,12 +352,12 @@ impl Run<'_> {
                 }
                 slot = next(&mut waiting_for_slot) => {
                     waiting_for_slot = None;
-                    let Ok(slot) = slot else { return Err(self.cancelled()) };
+                    let Some(slot) = slot else { return Err(self.cancelled()) };
                     let Some(fetch) = plan.queued().into_iter().next() else { continue };
                     let blob = fetch.descriptor.digest.clone();
                     let expected = plan.expected(&blob).cloned();
                     let here = || known(&blob).or_else(|| expected.filter(|diff_id| have(diff_id)));
-                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, &self.lease, here) {
+                    let (ticket, source) = match inner.downloads.start(documents.repository, fetch, slot, (&self.lease, self.pass), here) {
                         Begun::Started(ticket) => (ticket, LayerSource::Registry),
                         Begun::Joined(ticket) => (ticket, LayerSource::Shared),
                         Begun::Present(diff_id) => {
@@ -358,6 +423,7 @@ impl Run<'_> {
         selected: Selected,
         gathered: Gathered,
         resolved: &Resolved,
+        staged: bool,
     ) -> Result<Arc<Image>, Error> {
         let Gathered {
             config,
@@ -388,6 +454,7 @@ impl Run<'_> {
             pulled_at: now,
             last_used_at: now,
             pinned: store.image(&id).is_some_and(|image| image.record.pinned),
+            staged,
         };
         let names = names_of(&self.request.reference, &resolved.digest);
         let mut blobs = selected.blobs;

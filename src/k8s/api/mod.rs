@@ -3,6 +3,7 @@
 //!
 //! Values only: no client, no clock, no io. The Rust types are the source of the CRDs (`larder crds`).
 
+mod amount;
 mod crds;
 mod duration;
 mod names;
@@ -14,6 +15,7 @@ mod schema;
 mod selector;
 mod slot;
 
+pub use amount::{Amount, AmountError};
 pub use crds::crds;
 pub use duration::{DurationError, parse_duration};
 pub use names::{
@@ -32,8 +34,8 @@ pub use prepull::{
     Visibility, Window, Workload,
 };
 pub use prune::{
-    Amount, ImagePrunePolicy, ImagePrunePolicySpec, ImagePrunePolicyStatus, MatchImages,
-    PruneCounts, PruneMode, PruneRule,
+    ImagePrunePolicy, ImagePrunePolicySpec, ImagePrunePolicyStatus, MatchImages, PruneCounts,
+    PruneMode, PruneRule, PruneSchedule,
 };
 pub use selector::{
     LabelSelector, NodeFacts, NodeSelectorRequirement, NodeSelectorTerm, Requirement, Taint,

@@ -17,7 +17,7 @@ pub const MAX_IMAGES: usize = 256;
 /// Failures that a status lists.
 pub const MAX_FAILURES: usize = 10;
 
-/// Images that nodes of the cluster shall hold before any pod asks for them.
+/// Which images, on which nodes, and how they get there.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "larder.dev",
@@ -29,6 +29,7 @@ pub const MAX_FAILURES: usize = 10;
     shortname = "cipp",
     category = "larder",
     status = "PrepullStatus",
+    selectable = ".spec.mode",
     printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
     printcolumn = r#"{"name":"Admitted","type":"integer","jsonPath":".status.nodes.admitted","description":"Nodes let in by the rollout","priority":1}"#,
     printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.nodes.ready","description":"Nodes that hold every image"}"#,
@@ -37,6 +38,7 @@ pub const MAX_FAILURES: usize = 10;
     printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
     printcolumn = r#"{"name":"Revision","type":"string","jsonPath":".status.rollout.revision","description":"What is being rolled out","priority":1}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
+    printcolumn = r#"{"name":"Images","type":"string","jsonPath":".spec.images","description":"What is declared by name","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
@@ -63,11 +65,12 @@ pub struct ClusterImagePrepullSpec {
     /// What both kinds of prepull have.
     #[serde(flatten)]
     pub shared: SharedPrepullSpec,
-    /// Workloads whose pod templates' images are prepulled too.
+    /// Workloads whose pod templates' images are prepulled too, init containers included; 16 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub images_from: Vec<ClusterWorkload>,
-    /// Secrets of type `kubernetes.io/dockerconfigjson` to pull with. Without any, the nodes' own credentials are used.
+    /// Secrets of type `kubernetes.io/dockerconfigjson` to pull with, tried in order; 8 at most. Without any, the nodes' own
+    /// credentials are used. The agents of all nodes must be allowed to get them, so any node can then read them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub pull_secrets: Vec<SecretRef>,
@@ -81,7 +84,7 @@ pub struct ClusterImagePrepullSpec {
     pub gate: Option<Gate>,
 }
 
-/// Images that nodes shall hold for a namespace's pods before they ask for them.
+/// Which images, on which nodes, and how they get there.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "larder.dev",
@@ -94,6 +97,7 @@ pub struct ClusterImagePrepullSpec {
     category = "larder",
     namespaced,
     status = "PrepullStatus",
+    selectable = ".spec.mode",
     printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
     printcolumn = r#"{"name":"Admitted","type":"integer","jsonPath":".status.nodes.admitted","description":"Nodes let in by the rollout","priority":1}"#,
     printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.nodes.ready","description":"Nodes that hold every image"}"#,
@@ -102,6 +106,7 @@ pub struct ClusterImagePrepullSpec {
     printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
     printcolumn = r#"{"name":"Revision","type":"string","jsonPath":".status.rollout.revision","description":"What is being rolled out","priority":1}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
+    printcolumn = r#"{"name":"Images","type":"string","jsonPath":".spec.images","description":"What is declared by name","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
@@ -134,11 +139,12 @@ pub struct ImagePrepullSpec {
     /// What both kinds of prepull have.
     #[serde(flatten)]
     pub shared: SharedPrepullSpec,
-    /// Workloads of this namespace whose pod templates' images are prepulled too.
+    /// Workloads of this namespace whose pod templates' images are prepulled too, init containers included; 16 at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub images_from: Vec<Workload>,
-    /// Secrets of this namespace, of type `kubernetes.io/dockerconfigjson`, to pull with.
+    /// Secrets of this namespace, of type `kubernetes.io/dockerconfigjson`, to pull with, tried in order; 8 at most. The
+    /// agents of all nodes must be allowed to get them, so any node can then read them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8))]
     pub pull_secrets: Vec<LocalSecret>,
@@ -148,30 +154,32 @@ pub struct ImagePrepullSpec {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct SharedPrepullSpec {
-    /// Image references, with a tag, a digest or both. A tag is resolved once per refresh; all nodes get that digest.
+    /// Image references, `[host[:port]/]repository[:tag][@digest]`, as in a pod; 256 at most. A tag is looked up once for
+    /// all nodes, at each change and at each refresh, and every node gets that digest.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::images")]
     pub images: Vec<String>,
-    /// Nodes by label. Absent: every node.
+    /// Nodes by their labels. Absent, and no `nodeSelectorTerms` and `nodeNames`: every node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// Nodes by terms, of which one must hold, besides `nodeSelector`.
+    /// Nodes by terms, of which one must hold, as in a pod's required node affinity; besides `nodeSelector`. 8 at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8))]
+    #[schemars(length(min = 1, max = 8))]
     pub node_selector_terms: Vec<NodeSelectorTerm>,
-    /// Nodes by name. Excludes the two other ways.
+    /// Nodes by name; 256 at most. Excludes the two other ways.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::node_names")]
     pub node_names: Vec<String>,
-    /// Whether nodes that repel ordinary pods are left out.
+    /// Whether nodes that repel ordinary pods are left out: `Ignore` takes them in, `Honor` leaves nodes out that are
+    /// unschedulable or have a taint with effect `NoSchedule` or `NoExecute`. Default `Ignore`.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = "Ignore"))]
     pub taints: Taints,
-    /// Platforms to hold, such as `linux/amd64`. Empty: each node's own.
+    /// Platforms to hold, such as `linux/amd64`; 8 at most. Absent: each node's own.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::platforms")]
     pub platforms: Vec<String>,
-    /// Higher is pulled first, after everything that pods wait for.
+    /// Higher is pulled first, always after what pods wait for: -100 to 100, at most 0 in an `ImagePrepull`. Default 0.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(range(min = -100, max = 100))]
     #[schemars(extend("default" = 0))]
@@ -179,22 +187,24 @@ pub struct SharedPrepullSpec {
     /// How a change reaches the nodes.
     pub rollout: Rollout,
     /// `Standing`: the images are held as long as the object exists, on nodes that join later too. `Once`: each node
-    /// pulls each revision once, and nothing protects the images afterwards.
+    /// pulls each revision once, and nothing protects the images afterwards. Default `Standing`.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = "Standing"))]
     pub mode: Mode,
-    /// How often tags are looked up again, such as `1h`. Absent: tags are resolved when the object changes.
+    /// How often tags are looked up again: 5m to 720h, such as `1h30m`. Absent: only when the object changes.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::refresh_interval")]
     pub refresh_interval: Option<String>,
-    /// When nodes may start pulling for this prepull. Absent: always.
+    /// When nodes may be admitted and start to pull for this prepull. Absent: always.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub window: Option<Window>,
-    /// Reported to the kubelet as pinned, so that its garbage collection leaves the images alone.
+    /// Whether the images are reported to the kubelet as pinned, so that its garbage collection leaves them alone.
+    /// Default false.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = false))]
     pub pin: bool,
-    /// How long the images stay protected after the object is deleted or no longer chooses the node.
+    /// How long the images stay protected after the object is deleted or no longer chooses the node: 0s to 8760h.
+    /// Absent: not at all. Nothing is removed at that moment; the images may then be pruned.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::retention")]
     pub retain_after_deletion: Option<String>,
@@ -204,19 +214,21 @@ pub struct SharedPrepullSpec {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Rollout {
-    /// Nodes that pull at once. Default 10%.
+    /// Nodes that pull at once: a number from 1 to 100000, or a share of the chosen nodes from 1% to 100%, rounded up.
+    /// Default 10%.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "10%"))]
     pub max_in_flight: Option<IntOrPercent>,
-    /// No further node is admitted while true.
+    /// While true, no further node is admitted. Default false.
     #[serde(skip_serializing_if = "is_default")]
     #[schemars(extend("default" = false))]
     pub paused: bool,
-    /// Distinct nodes that may fail a revision, after their retries, before the rollout stalls. Default 10%.
+    /// Distinct nodes that may fail a revision, after their retries: a number or a share, as above. When more fail, the
+    /// condition `Stalled` becomes True and no further node is admitted; nothing is removed. Default 10%.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "10%"))]
     pub max_failures: Option<IntOrPercent>,
-    /// How long a revision may take before the rollout stalls. Absent: for ever.
+    /// How long a revision may take before the rollout stalls: 1m to 720h. Absent: for ever.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::rollout_deadline")]
     pub deadline: Option<String>,
@@ -256,10 +268,10 @@ pub enum Visibility {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Window {
-    /// When it opens, such as `22:00`.
+    /// When it opens: hours and minutes in UTC, such as `22:00`.
     #[schemars(schema_with = "super::schema::window_start")]
     pub start: String,
-    /// How long it stays open, such as `6h`; 24h at most.
+    /// How long it stays open: 1m to 24h, such as `6h`.
     #[schemars(schema_with = "super::schema::window_duration")]
     pub duration: String,
     /// Days on which it opens: `Mon` to `Sun`. Empty: every day.
@@ -276,17 +288,19 @@ pub struct Window {
     "message": "give nodeLabel, startupTaint, or both",
 }]))]
 pub struct Gate {
-    /// A label that is set to `true` on the node when it is ready.
+    /// Key of a label that is set to `true` on the node when it holds the images. Not of the domains kubernetes.io and
+    /// k8s.io.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::key")]
+    #[schemars(schema_with = "super::schema::gate_key")]
     pub node_label: Option<String>,
-    /// Key of a taint that is removed from the node when it is ready.
+    /// Key of a taint that is removed from the node when it holds the images; the node should register with it. Not of
+    /// the domains kubernetes.io and k8s.io.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::key")]
+    #[schemars(schema_with = "super::schema::gate_key")]
     pub startup_taint: Option<String>,
-    /// How long after it was first seen a node is let in although it is not ready. Default 10m.
+    /// How long after it was first seen a node is let in although it does not hold the images: 10s to 24h. Default 10m.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::gate_deadline")]
+    #[schemars(schema_with = "super::schema::gate_deadline", extend("default" = "10m"))]
     pub deadline: Option<String>,
 }
 

@@ -5,11 +5,12 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::amount::Amount;
 use super::percent::IntOrPercent;
-use super::prepull::{PrepullFailure, Rollout};
+use super::prepull::{PrepullFailure, Rollout, Window};
 use super::selector::LabelSelector;
 
-/// Which unused images nodes may remove, and when.
+/// Which images may go, from which nodes, and when.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
     group = "larder.dev",
@@ -29,30 +30,49 @@ use super::selector::LabelSelector;
     printcolumn = r#"{"name":"Would-Free","type":"integer","jsonPath":".status.wouldFreeBytes","description":"Bytes that a dry run would free","priority":1}"#,
     printcolumn = r#"{"name":"Last-Run","type":"date","jsonPath":".status.lastRunTime"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
+    selectable = ".spec.mode",
     derive = "PartialEq"
 )]
 #[serde(rename_all = "camelCase", default)]
+#[schemars(extend("required" = ["rules"]))]
 pub struct ImagePrunePolicySpec {
-    /// Whether anything is removed, or only reported.
+    /// `DryRun`: nodes report what they would remove. `Enforce`: they remove it. Default `DryRun`.
     pub mode: PruneMode,
-    /// Nodes by label. Absent: every node.
+    /// Nodes by their labels. Absent: every node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// In order; an image goes when one of them selects it and nothing protects it.
+    /// In order; 1 to 16. An image goes when one of them selects it and nothing protects it: use by a container, a pin, a
+    /// prepull, another policy.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub rules: Vec<PruneRule>,
-    /// How often a node looks, such as `1h`. Absent: when its images or its disk change.
+    /// When nodes look. Absent: whenever their images or their disks change.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "super::schema::prune_interval")]
-    pub interval: Option<String>,
-    /// Images that one run removes from one node at most.
+    pub schedule: Option<PruneSchedule>,
+    /// Images that one run removes from one node at most: 1 to 10000. Absent: no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 10000))]
     pub max_removals_per_run: Option<i32>,
-    /// How a change reaches the nodes.
+    /// How a change of the spec reaches the nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rollout: Option<Rollout>,
+}
+
+/// When nodes look for what they may remove; at least one of both. The emergency of a full disk waits for neither.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.interval) || has(self.window)",
+    "message": "give interval, window, or both",
+}]))]
+pub struct PruneSchedule {
+    /// How long after a run the next one begins: 1m to 720h, such as `6h`. Absent: once in each window.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "super::schema::prune_interval")]
+    pub interval: Option<String>,
+    /// When runs may begin. Absent: always.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub window: Option<Window>,
 }
 
 /// Whether anything is removed.
@@ -76,50 +96,42 @@ pub struct PruneRule {
     /// The images that the rule is about. Absent: all.
     #[serde(rename = "match", skip_serializing_if = "Option::is_none")]
     pub images: Option<MatchImages>,
-    /// Unused for so long, such as `24h`.
+    /// Selects images that were not used for so long: 1m to 87600h, such as `24h`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::unused_for")]
     pub unused_for: Option<String>,
-    /// The newest of each repository that stay, by the time they were pulled.
+    /// Protects the newest of each repository from this rule, by the time they were pulled: 0 to 1000. Alone it selects
+    /// the others.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1000))]
     pub keep_last: Option<i32>,
-    /// Bytes (`100Gi`) or a share of the disk (`60%`) that images may use.
+    /// Selects the longest unused images while images use more than this: bytes, such as `100Gi`, or a share of the file
+    /// system, such as `60%`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::amount")]
     pub max_used_bytes: Option<Amount>,
-    /// Bytes or a share of the disk that shall be free.
+    /// Selects the longest unused images while less than this is free: bytes or a share of the file system.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::amount")]
     pub min_free: Option<Amount>,
-    /// Bytes or a share of the disk that pulls never enter.
+    /// Bytes or a share of the file system that pulls never enter: one that would is refused with `InsufficientSpace`.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "super::schema::amount")]
     pub reserved: Option<Amount>,
-}
-
-/// Bytes, as a number or a quantity, or a share of the disk.
-#[derive(Clone, Debug, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
-#[serde(untagged)]
-pub enum Amount {
-    /// Bytes.
-    Bytes(i64),
-    /// A quantity of bytes (`20Gi`) or a percentage (`15%`).
-    Text(String),
 }
 
 /// Images that a rule is about; everything given must hold.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MatchImages {
-    /// Patterns of names; `*` stands for any characters but `/`, `**` for any.
+    /// Patterns of names, of which one must match; 64 at most. `*` stands for any characters but `/`, `**` for any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::patterns")]
     pub images: Vec<String>,
     /// Labels of the image's config.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub labels: Option<LabelSelector>,
-    /// Namespaces whose prepulls once declared the image.
+    /// Namespaces, of which one had an `ImagePrepull` that declared the image; 64 at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::namespaces")]
     pub namespaces: Vec<String>,

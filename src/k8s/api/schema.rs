@@ -27,6 +27,10 @@ pub(super) fn image(_: &mut SchemaGenerator) -> Schema {
                 "the digest after '@' must be sha256:<64 lower-case hex digits> or sha512:<128>",
             ),
             rule(
+                "!self.matches('^[a-f0-9]{64}$')",
+                "64 hex digits are the id of an image, not its name",
+            ),
+            rule(
                 name,
                 "must be an image reference: [host[:port]/]repository[:tag][@digest], repository in lower case, no spaces, no scheme",
             ),
@@ -159,7 +163,7 @@ pub(super) fn namespaces(generator: &mut SchemaGenerator) -> Schema {
 }
 
 pub(super) fn node_names(_: &mut SchemaGenerator) -> Schema {
-    json_schema!({"type": "array", "maxItems": 256, "items": name(253), "x-kubernetes-list-type": "atomic"})
+    json_schema!({"type": "array", "minItems": 1, "maxItems": 256, "items": name(253), "x-kubernetes-list-type": "atomic"})
 }
 
 /// A label's or taint's key.
@@ -172,6 +176,25 @@ pub(super) fn key(_: &mut SchemaGenerator) -> Schema {
             "!format.qualifiedName().validate(self).hasValue()",
             "must be a qualified name, such as example.com/pool",
         )],
+    })
+}
+
+/// A key that the controller may set or remove on nodes: what Kubernetes itself steers by is not among them.
+pub(super) fn gate_key(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "minLength": 1,
+        "maxLength": 317,
+        "x-kubernetes-validations": [
+            rule(
+                "!format.qualifiedName().validate(self).hasValue()",
+                "must be a qualified name, such as example.com/pool",
+            ),
+            rule(
+                "!self.matches('^([^/]*[.])?(kubernetes|k8s)[.]io/')",
+                "keys of kubernetes.io and k8s.io are not for gates: take a domain of your own",
+            ),
+        ],
     })
 }
 
@@ -237,7 +260,7 @@ pub(super) fn amount(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-int-or-string": true,
         "maxLength": 24,
         "x-kubernetes-validations": [rule(
-            "type(self) == int ? self > 0 : self.matches('^(100|[1-9][0-9]?)%$') || (isQuantity(self) && quantity(self).isGreaterThan(quantity('0')))",
+            "type(self) == int ? self > 0 : self.matches('^(100|[1-9][0-9]?)%$') || (self.matches('^[0-9]{1,15}([.][0-9]{1,3})?(k|M|G|T|P|Ki|Mi|Gi|Ti|Pi)?$') && quantity(self).isGreaterThan(quantity('0')))",
             "must be bytes above 0, such as 20Gi, or a share of the disk from 1% to 100%",
         )],
     })

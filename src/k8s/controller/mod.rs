@@ -2,6 +2,33 @@
 //!
 //! Two controllers at once do no harm: what they write are functions of what they watch. The lease saves work.
 
+mod board;
+#[cfg(test)]
+mod board_tests;
+mod declared;
+mod desk;
+mod failures;
+mod gate;
+mod gather;
+mod leader;
+mod lease;
+mod lookups;
+mod metrics;
+mod nodes;
+mod notes;
+mod pace;
+mod prepull;
+mod reconcile;
+mod revision;
+mod run;
 mod seam;
+mod seats;
+mod send;
+mod status;
+mod watch;
+mod wave;
+mod window;
 
+pub use metrics::Metrics;
+pub use run::{Controller, Options};
 pub use seam::{Resolution, ResolveFailure, Resolver};

@@ -111,8 +111,8 @@ const HELPER_TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct DockerConfig {
-    auths: HashMap<String, AuthEntry>,
+pub(super) struct DockerConfig {
+    pub(super) auths: HashMap<String, AuthEntry>,
     #[serde(rename = "credHelpers")]
     cred_helpers: HashMap<String, String>,
     #[serde(rename = "credsStore")]
@@ -121,7 +121,7 @@ struct DockerConfig {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct AuthEntry {
+pub(super) struct AuthEntry {
     auth: String,
     username: String,
     password: String,
@@ -189,7 +189,7 @@ fn best<'a, T>(entries: &'a HashMap<String, T>, domain: &str, path: &str) -> Opt
 }
 
 /// How much of a repository's path a key names, if it names the repository at all.
-fn fit(key: &str, domain: &str, path: &str) -> Option<usize> {
+pub(super) fn fit(key: &str, domain: &str, path: &str) -> Option<usize> {
     let key = key
         .strip_prefix("https://")
         .or_else(|| key.strip_prefix("http://"))
@@ -232,7 +232,11 @@ fn config(file: &Path, what: &str) -> Error {
     )
 }
 
-fn from_entry(entry: &AuthEntry, file: &Path, domain: &str) -> Result<Option<Credentials>, Error> {
+pub(super) fn from_entry(
+    entry: &AuthEntry,
+    file: &Path,
+    domain: &str,
+) -> Result<Option<Credentials>, Error> {
     if !entry.registrytoken.is_empty() {
         return Ok(Some(Credentials::Bearer(
             entry.registrytoken.clone().into(),

@@ -2,9 +2,11 @@
 
 mod challenge;
 mod credentials;
+mod pull_secret;
 mod token;
 
 pub use credentials::{Credentials, Secret, docker_credentials};
+pub use pull_secret::secret_credentials;
 
 pub(super) use challenge::Challenge;
 pub(super) use token::{Method, Tokens};

@@ -129,25 +129,29 @@ impl Store {
                 }
             }
         }
-        let tar_bytes = recipe.tar_bytes();
+        let (tar_bytes, entries) = (recipe.tar_bytes(), written.inodes);
         let Sums {
             content_bytes,
             implied,
         } = sums(&tree);
+        let recipe = recipe
+            .finish(&lost)
+            .map_err(|fault| fault.of(&source.blob))?;
+        // The largest part of what a layer takes in memory; the commit needs none of it.
+        drop(lost);
+        drop((tree, written));
         let parts = LayerParts {
             source: source.clone(),
             tar_bytes,
             content_bytes,
-            entries: written.inodes,
+            entries,
             implied,
             pack,
             staging,
             idx: IdxParts {
                 segments,
                 inlines,
-                recipe: recipe
-                    .finish(&lost)
-                    .map_err(|fault| fault.of(&source.blob))?,
+                recipe,
             },
             diff_id,
         };

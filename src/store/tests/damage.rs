@@ -384,3 +384,79 @@ fn what_is_removed_while_it_is_verified_is_freed_at_once_and_is_no_damage() {
     assert_whole(store, 1, &contents_of(1));
     assert_counted(store);
 }
+
+#[test]
+fn a_lost_database_is_told_of_until_something_is_pulled_or_a_repair_was_made() {
+    for repair in [false, true] {
+        let mut bench = Bench::new();
+        let lease = bench.store().lease();
+        layer(bench.store(), 2, &contents_of(2), &lease).unwrap();
+        let image = image_commit(1, &[2], &["r/a:1"]);
+        bench.store().commit_image(&image, &lease).unwrap();
+        drop(lease);
+        bench.store = None;
+        std::fs::write(bench.root().join("larder.redb"), noise(1, 50_000)).unwrap();
+        // Whoever opens it first need not be the one who asks.
+        for _ in 0..2 {
+            bench.reopen();
+            let warning = bench.store().warning().unwrap();
+            assert!(warning.contains("pull the images again"), "{warning}");
+        }
+        let report = bench.store().fsck(repair, &mut |_, _| {}).unwrap();
+        assert_eq!(report.damaged.len(), 1, "{report:?}");
+        let damage = &report.damaged[0];
+        assert_eq!(
+            (damage.kind.as_str(), damage.repaired),
+            ("database", repair)
+        );
+        assert_eq!(damage.subject, "larder.redb");
+        if !repair {
+            let store = bench.store();
+            let lease = store.lease();
+            layer(store, 2, &contents_of(2), &lease).unwrap();
+            store.commit_image(&image, &lease).unwrap();
+        }
+        assert_eq!(bench.store().warning(), None);
+        let report = bench.store().fsck(false, &mut |_, _| {}).unwrap();
+        assert_eq!(report.damaged, vec![]);
+    }
+}
+
+#[test]
+fn a_database_that_is_damaged_while_it_is_open_is_written_anew() {
+    let mut bench = Bench::new();
+    let lease = bench.store().lease();
+    for seed in [2, 5] {
+        layer(bench.store(), seed, &contents_of(seed), &lease).unwrap();
+        let image = image_commit(seed, &[seed], &["r/a:1"]);
+        bench.store().commit_image(&image, &lease).unwrap();
+    }
+    drop(lease);
+    bench.reopen();
+    let path = bench.root().join("larder.redb");
+    let whole = std::fs::read(&path).unwrap();
+    let key = diff_id(2).to_string();
+    let mut at: Vec<usize> = whole
+        .windows(key.len())
+        .enumerate()
+        .filter(|(_, bytes)| *bytes == key.as_bytes())
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!at.is_empty());
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    // In each page that may be the one in use.
+    for at in at.drain(..) {
+        file.write_all_at(b"!", at as u64 + 20).unwrap();
+    }
+    let images = bench.store().images();
+    let report = bench.store().fsck(false, &mut |_, _| {}).unwrap();
+    assert_eq!(report.damaged.len(), 1, "{report:?}");
+    assert_eq!(report.damaged[0].kind, "database");
+    let report = bench.store().fsck(false, &mut |_, _| {}).unwrap();
+    assert_eq!(report.damaged, vec![]);
+    bench.store().pin_image(&images[0].record.id, true).unwrap();
+    bench.reopen();
+    assert_eq!(bench.store().images().len(), images.len());
+    assert_eq!(bench.store().warning(), None);
+    assert_whole(bench.store(), 2, &contents_of(2));
+}

@@ -179,6 +179,7 @@ fn image_commit(seed: u64, layers: &[u64], names: &[&str]) -> ImageCommit {
             pulled_at: 0,
             last_used_at: 0,
             pinned: false,
+            staged: false,
         },
         names: names.collect(),
         blobs: vec![

@@ -71,3 +71,55 @@ fn names_move_and_uses_are_kept() {
     assert_eq!(store.remove_image(&second).unwrap(), None);
     assert_eq!(files_below(&bench.root()), BTreeSet::new());
 }
+
+#[test]
+fn names_by_digest_and_their_documents_are_bounded() {
+    let mut bench = Bench::new();
+    let store = bench.store();
+    let lease = store.lease();
+    layer(store, 1, &contents_of(1), &lease).unwrap();
+    let rounds = 3 * records::MAX_DIGEST_NAMES as i64;
+    for round in 0..rounds {
+        // The same image in another index, as a daily build gives it.
+        let index = Bytes::from(format!("index {round}"));
+        let target = Digest::sha256(&index);
+        let mut image = image_commit(1, &[1], &[]);
+        image.record.pulled_at = round;
+        image.blobs.push((target.clone(), index));
+        image.names = vec![
+            Name {
+                name: "r/a:1".to_owned(),
+                target: target.clone(),
+            },
+            Name {
+                name: format!("r/a@{target}"),
+                target,
+            },
+        ];
+        store.commit_image(&image, &lease).unwrap();
+    }
+    let image = store.image_named("r/a:1").unwrap();
+    assert_eq!(image.names.len(), 1 + records::MAX_DIGEST_NAMES);
+    let target = |round: i64| Digest::sha256(format!("index {round}").as_bytes());
+    let oldest = rounds - records::MAX_DIGEST_NAMES as i64;
+    for (round, kept) in [
+        (0, false),
+        (oldest - 1, false),
+        (oldest, true),
+        (rounds - 1, true),
+    ] {
+        let name = format!("r/a@{}", target(round));
+        assert_eq!(store.image_named(&name).is_some(), kept, "{round}");
+        assert_eq!(store.blob(&target(round)).unwrap().is_some(), kept);
+    }
+    let blobs = |bench: &Bench| {
+        std::fs::read_dir(bench.root().join("blobs/sha256"))
+            .unwrap()
+            .count()
+    };
+    assert_eq!(blobs(&bench), 2 + records::MAX_DIGEST_NAMES);
+    assert_counted(store);
+    drop(lease);
+    bench.reopen();
+    assert_eq!(blobs(&bench), 2 + records::MAX_DIGEST_NAMES);
+}

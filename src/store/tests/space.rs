@@ -95,7 +95,7 @@ fn a_file_system_that_fills_up_at_any_point_of_a_pull_is_said_and_leaves_nothing
     let ballast = disk.join("ballast");
     let empty = files_below(&root);
     let (mut failed, mut done) = (0, 0);
-    for left in (0..28).map(|step| step * 256 << 10) {
+    for left in (0..28).map(|step| step * (256 << 10)) {
         let file = std::fs::File::create(&ballast).unwrap();
         let mut taken = 0;
         for step in [1 << 20, 64 << 10, 4096] {

@@ -465,3 +465,45 @@ fn the_marks_of_the_store_stay_below_a_writable_layer() {
     drop(Unmount(writable));
     store.umount(&target).unwrap();
 }
+
+#[test]
+fn the_attributes_on_top_are_shared_and_go_with_the_last_mount_or_after_a_crash() {
+    let name = "the_attributes_on_top_are_shared_and_go_with_the_last_mount_or_after_a_crash";
+    use What::*;
+    let mut bench = Bench::new();
+    let store = bench.store();
+    let lease = store.lease();
+    let refs = [vec![item("d", Directory, 1)], vec![item("d/x", File, 2)]]
+        .map(|items| ingest(store, &tar_of(&items), &lease).unwrap());
+    let ids = [1, 2].map(|seed| commit(store, seed, &refs, &lease));
+    drop(lease);
+    let targets = ["one", "two"].map(|name| bench.dir.path().join(name));
+    let _unmount = targets.clone().map(Unmount);
+    for (id, target) in ids.iter().zip(&targets) {
+        if let Err(Error::MountUnsupported { cause }) = store.mount(id, target) {
+            return eprintln!("skipped: {name}: {cause}");
+        }
+    }
+    let is_true = |target: &Path| {
+        let meta = target.join("d").symlink_metadata().unwrap();
+        assert_eq!((meta.mode() & 0o7777, meta.uid()), (0o700, 1000));
+    };
+    let mounts = bench.root().join("mounts");
+    // Two layers and one image of attributes for both.
+    assert_eq!(names_below(&mounts).len(), 3);
+    assert_eq!(names_below(&bench.root().join("staging")), [""; 0]);
+    store.umount(&targets[0]).unwrap();
+    is_true(&targets[1]);
+    bench.reopen();
+    is_true(&targets[1]);
+    // Gone without a word, as after a reboot or a crash half way.
+    rustix::mount::unmount(&targets[1], UnmountFlags::empty()).unwrap();
+    assert_eq!(names_below(&mounts).len(), 3);
+    bench.reopen();
+    assert_eq!(names_below(&mounts), [""; 0]);
+    assert!(bench.store().mounts().is_empty());
+    bench.store().mount(&ids[0], &targets[0]).unwrap();
+    is_true(&targets[0]);
+    bench.store().umount(&targets[0]).unwrap();
+    assert_counted(bench.store());
+}

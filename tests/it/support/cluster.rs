@@ -18,7 +18,7 @@ use super::process::{Ended, run};
 use super::{need, skip};
 
 /// As `kubectl` takes it; far more than anything takes.
-const PATIENCE: &str = "60s";
+const PATIENCE: &str = "120s";
 
 /// A running control plane.
 pub(crate) struct Cluster {
@@ -59,6 +59,15 @@ impl Cluster {
     pub(crate) fn own(test: &str) -> Option<OwnCluster> {
         let kubectl = Self::tools(test)?;
         Some(Self::alone(kubectl, &[]))
+    }
+
+    /// One of their own for the tests of a file, which take turns on it: it runs beside the others.
+    pub(crate) fn kept(test: &str) -> Option<Self> {
+        let kubectl = Self::tools(test)?;
+        match Self::start(kubectl, &[]) {
+            Ok(cluster) => Some(cluster),
+            Err(reason) => panic!("the cluster does not start: {reason}"),
+        }
     }
 
     /// As [`Self::own`], with a node: containerd and a kubelet. One at a time on a machine is enough.

@@ -2,6 +2,7 @@
 
 pub(crate) mod build;
 pub(crate) mod cluster;
+pub(crate) mod fleet;
 pub(crate) mod hub;
 pub(crate) mod process;
 pub(crate) mod proxy;

@@ -1,0 +1,781 @@
+//! The board against a server, registries and agents in memory, with a clock that is turned by hand.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::board::{Board, Effect, Gathered, Write, Written};
+use super::declared::{Declared, Key, Kind};
+use super::desk::Answer;
+use super::nodes::NodeView;
+use super::notes::Note;
+use super::seam::ResolveFailure;
+use super::status::{is_true, reason_of};
+use crate::image::Digest;
+use crate::k8s::api::{
+    ALL, ClusterImagePrepull, HeldPrepull, HoldState, NOBODY, NodeImageCache, PrepullStatus,
+    condition, reason, slot,
+};
+
+/// Everything outside the board.
+struct World {
+    board: Board,
+    now: Instant,
+    wall: Timestamp,
+    version: u64,
+    objects: BTreeMap<String, ClusterImagePrepull>,
+    /// Node's uid by name.
+    nodes: BTreeMap<String, String>,
+    reports: BTreeMap<String, BTreeMap<String, HeldPrepull>>,
+    tags: HashMap<String, Answer>,
+    writes: Vec<Write>,
+    notes: Vec<Note>,
+    opened: Vec<(String, bool)>,
+    asked: usize,
+    /// Writes are lost.
+    broken: bool,
+}
+
+impl World {
+    fn new() -> Self {
+        let now = Instant::now();
+        let mut board = Board::new(now, 7);
+        board.lead(true, now);
+        World {
+            board,
+            now,
+            wall: "2026-11-21T12:00:00Z".parse().unwrap(),
+            version: 0,
+            objects: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            tags: HashMap::new(),
+            writes: Vec::new(),
+            notes: Vec::new(),
+            opened: Vec::new(),
+            asked: 0,
+            broken: false,
+        }
+    }
+
+    fn tag(&mut self, image: &str, content: &str) {
+        let digest = Digest::sha256(content.as_bytes());
+        self.tags.insert(image.to_owned(), Ok(digest));
+    }
+
+    fn fail(&mut self, image: &str, reason: &'static str) {
+        let failure = ResolveFailure {
+            reason,
+            message: "no".to_owned(),
+            retry_after: None,
+        };
+        self.tags.insert(image.to_owned(), Err(failure));
+    }
+
+    fn apply(&mut self, name: &str, spec: serde_json::Value) {
+        self.version += 1;
+        let before = self.objects.get(name);
+        let generation = before.map_or(1, |object| object.metadata.generation.unwrap() + 1);
+        let mut object: ClusterImagePrepull = serde_json::from_value(json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "ClusterImagePrepull",
+            "metadata": {"name": name, "uid": format!("uid-{name}"), "generation": generation,
+                "resourceVersion": self.version.to_string()},
+            "spec": spec,
+        }))
+        .unwrap();
+        object.status = before.and_then(|object| object.status.clone());
+        self.objects.insert(name.to_owned(), object.clone());
+        self.board.apply_prepull(object.into(), self.now);
+    }
+
+    fn view(&self, name: &str, uid: &str, more: serde_json::Value) -> NodeView {
+        let mut node = json!({
+            "metadata": {"name": name, "uid": uid, "labels": {"pool": "a"}, "creationTimestamp": self.wall},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]},
+        });
+        for (key, value) in more.as_object().unwrap() {
+            node[key.as_str()] = value.clone();
+        }
+        serde_json::from_value(node).unwrap()
+    }
+
+    fn node(&mut self, name: &str, uid: &str, more: serde_json::Value) {
+        let view = self.view(name, uid, more);
+        self.nodes.insert(name.to_owned(), uid.to_owned());
+        self.board.apply_node(view, self.now, self.wall);
+    }
+
+    fn nodes(&mut self, count: usize) {
+        for number in 0..count {
+            let name = format!("n{number}");
+            self.node(&name, &format!("node-{number}"), json!({}));
+            // Its agent lives, and has nothing to tell.
+            self.reports.entry(name.clone()).or_default();
+            self.send_report(&name, json!([]));
+        }
+    }
+
+    fn unready(&mut self, name: &str) {
+        let uid = self.nodes[name].clone();
+        let more = json!({"status": {"conditions": [{"type": "Ready", "status": "Unknown"}]}});
+        let view = self.view(name, &uid, more);
+        self.board.apply_node(view, self.now, self.wall);
+    }
+
+    fn report(&mut self, node: &str, prepull: &str, state: HoldState) {
+        let revision = self.status(prepull).rollout.unwrap().revision;
+        let held = HeldPrepull {
+            uid: format!("uid-{prepull}"),
+            revision,
+            state,
+            ..HeldPrepull::default()
+        };
+        let reports = self.reports.entry(node.to_owned()).or_default();
+        reports.insert(prepull.to_owned(), held);
+        self.send_report(node, json!([]));
+    }
+
+    fn send_report(&mut self, node: &str, failures: serde_json::Value) {
+        let held: Vec<&HeldPrepull> = self.reports[node].values().collect();
+        let report: NodeImageCache = serde_json::from_value(json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "NodeImageCache",
+            "metadata": {"name": node, "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Node", "name": node, "uid": self.nodes[node]}]},
+            "status": {"prepulls": held, "failures": failures},
+        }))
+        .unwrap();
+        self.board.apply_report(report, self.now);
+    }
+
+    fn status(&self, name: &str) -> PrepullStatus {
+        self.objects[name].status.clone().unwrap_or_default()
+    }
+
+    /// Nodes that may work on the present revision of a prepull and have not reported an end.
+    fn working(&self, name: &str) -> Vec<String> {
+        let object = &self.objects[name];
+        let Some(rollout) = self.status(name).rollout else {
+            return Vec::new();
+        };
+        if Some(rollout.observed_generation) != object.metadata.generation {
+            return Vec::new();
+        }
+        let ended = |node: &String| {
+            let held = self.reports.get(node).and_then(|held| held.get(name));
+            held.is_some_and(|held| held.revision == rollout.revision)
+        };
+        let uid = format!("uid-{name}");
+        self.nodes
+            .iter()
+            .filter(|(_, node)| slot(node, &uid, &rollout.revision) <= rollout.admitted)
+            .map(|(node, _)| node.clone())
+            .filter(|node| !ended(node))
+            .collect()
+    }
+
+    /// Carries out everything until nothing is due at this instant.
+    fn settle(&mut self) {
+        for _ in 0..1000 {
+            let effects = self.board.step(self.now, self.wall);
+            if effects.is_empty() {
+                return;
+            }
+            for effect in effects {
+                self.carry_out(effect);
+            }
+        }
+        panic!("the board does not come to rest");
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Write(write) => {
+                let written = self.write(&write);
+                let more = self.board.written(&write, written, self.now);
+                self.writes.push(*write);
+                more.into_iter().for_each(|effect| self.carry_out(effect));
+            }
+            Effect::Gather(gather) => {
+                self.board.gathered(&gather, Gathered::default(), self.now);
+            }
+            Effect::Ask(errand) => {
+                self.asked += 1;
+                let image = errand.question.reference.familiar();
+                let answer = self.tags.get(&image).cloned().unwrap_or_else(|| {
+                    Err(ResolveFailure {
+                        reason: reason::NOT_FOUND,
+                        message: "no such tag".to_owned(),
+                        retry_after: None,
+                    })
+                });
+                self.board.answered(&errand.question, &answer, self.now);
+            }
+            Effect::Open(opening) => self.opened.push((opening.node, opening.late)),
+            Effect::Note(note) => self.notes.push(note),
+        }
+    }
+
+    fn write(&mut self, write: &Write) -> Written {
+        if self.broken {
+            return Written::Failed;
+        }
+        let Some(object) = self.objects.get_mut(&write.key.name) else {
+            return Written::Gone;
+        };
+        if object.metadata.resource_version.as_ref() != Some(&write.version) {
+            return Written::Conflict(Some(Box::new(object.clone().into())));
+        }
+        self.version += 1;
+        object.metadata.resource_version = Some(self.version.to_string());
+        object.status = Some(write.status.clone());
+        Written::Done(Box::new(object.clone().into()))
+    }
+
+    fn pass(&mut self, time: Duration) {
+        let end = self.now + time;
+        loop {
+            self.settle();
+            let wake = self.board.wake();
+            if wake > end {
+                break;
+            }
+            let step = wake.saturating_duration_since(self.now);
+            self.now += step;
+            self.wall += SignedDuration::try_from(step).unwrap();
+        }
+        self.wall += SignedDuration::try_from(end - self.now).unwrap();
+        self.now = end;
+        self.settle();
+    }
+
+    /// Another replica takes over, which has only what the server has.
+    fn fail_over(&mut self) {
+        let mut board = Board::new(self.now, 99);
+        for object in self.objects.values() {
+            board.apply_prepull(object.clone().into(), self.now);
+        }
+        std::mem::swap(&mut self.board, &mut board);
+        for (name, uid) in self.nodes.clone() {
+            self.node(&name, &uid, json!({}));
+        }
+        for node in self.reports.keys().cloned().collect::<Vec<_>>() {
+            self.send_report(&node, json!([]));
+        }
+        self.board.lead(true, self.now);
+    }
+
+    fn reasons(&self) -> Vec<&'static str> {
+        self.notes.iter().map(|note| note.reason).collect()
+    }
+}
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn spec(images: &[&str], max_in_flight: serde_json::Value) -> serde_json::Value {
+    json!({"images": images, "rollout": {"maxInFlight": max_in_flight}})
+}
+
+#[test]
+fn a_rollout_from_the_first_write_to_the_last() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(3);
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND);
+    // The first write has revision and digests and lets nobody in.
+    let first = &world.writes[0].status;
+    assert_eq!(first.rollout.as_ref().unwrap().admitted, NOBODY);
+    assert_eq!(first.resolved.len(), 1);
+    for done in 1..=3 {
+        let working = world.working("base");
+        assert_eq!(working.len(), 1, "{done}");
+        world.report(&working[0], "base", HoldState::Ready);
+        world.pass(SECOND * 2);
+        let nodes = world.status("base").nodes;
+        assert_eq!((nodes.ready, nodes.desired), (done, 3));
+    }
+    let status = world.status("base");
+    assert_eq!(status.rollout.as_ref().unwrap().admitted, ALL);
+    assert!(is_true(&status, condition::READY));
+    assert_eq!(world.reasons(), ["RolloutStarted", "RolloutComplete"]);
+    // At rest nothing is written.
+    let writes = world.writes.len();
+    world.pass(SECOND * 3600);
+    assert_eq!(world.writes.len(), writes);
+    assert_eq!(world.asked, 1);
+}
+
+#[test]
+fn a_wrong_image_is_named_and_the_others_are_rolled_out() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(2);
+    world.apply("base", spec(&["app:1", "typo:1"], json!("100%")));
+    world.pass(SECOND);
+    for node in world.working("base") {
+        world.report(&node, "base", HoldState::Ready);
+    }
+    world.pass(SECOND * 2);
+    let status = world.status("base");
+    assert_eq!(status.nodes.ready, 2);
+    assert!(!is_true(&status, condition::READY));
+    assert_eq!(reason_of(&status, condition::RESOLVED), reason::NOT_FOUND);
+    let failure = &status.failures[0];
+    assert_eq!(
+        (failure.image.as_str(), failure.reason.as_str()),
+        ("typo:1", "NotFound")
+    );
+    assert!(failure.node.starts_with('n'));
+    assert_eq!(
+        world
+            .reasons()
+            .iter()
+            .filter(|r| **r == "ResolveFailed")
+            .count(),
+        1
+    );
+    // Somebody pushes it.
+    world.tag("typo:1", "late");
+    world.pass(SECOND * 40);
+    assert_eq!(world.status("base").resolved.len(), 2);
+}
+
+#[test]
+fn a_moved_tag_is_followed_at_its_interval_and_an_unreachable_registry_changes_nothing() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(1);
+    let mut with_refresh = spec(&["app:1"], json!(1));
+    with_refresh["refreshInterval"] = json!("10m");
+    world.apply("base", with_refresh);
+    world.pass(SECOND);
+    world.report("n0", "base", HoldState::Ready);
+    world.pass(SECOND * 5);
+    let first = world.status("base");
+    assert!(is_true(&first, condition::READY));
+
+    world.fail("app:1", reason::REGISTRY_UNAVAILABLE);
+    world.pass(SECOND * 660);
+    let second = world.status("base");
+    assert_eq!(second.resolved, first.resolved);
+    assert!(is_true(&second, condition::READY));
+    assert_eq!(
+        reason_of(&second, condition::RESOLVED),
+        reason::REGISTRY_UNAVAILABLE
+    );
+
+    world.tag("app:1", "two");
+    world.pass(SECOND * 660);
+    let third = world.status("base");
+    assert_ne!(third.resolved, first.resolved);
+    assert!(is_true(&third, condition::RESOLVED));
+    assert!(!is_true(&third, condition::READY));
+    assert_eq!(world.working("base"), ["n0"]);
+    assert!(world.reasons().contains(&"TagMoved"));
+}
+
+#[test]
+fn the_failure_budget_stops_a_rollout_until_nodes_recover() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(10);
+    let mut strict = spec(&["app:1"], json!(1));
+    strict["rollout"]["maxFailures"] = json!(1);
+    world.apply("base", strict);
+    world.pass(SECOND);
+    let mut failed = Vec::new();
+    for _ in 0..2 {
+        let working = world.working("base");
+        world.report(&working[0], "base", HoldState::Failed);
+        failed.extend(working);
+        world.pass(SECOND * 2);
+    }
+    let status = world.status("base");
+    assert_eq!(
+        reason_of(&status, condition::STALLED),
+        reason::FAILURE_BUDGET_EXCEEDED
+    );
+    assert!(world.working("base").is_empty());
+    assert_eq!(status.nodes.failed, 2);
+    assert!(world.reasons().contains(&"RolloutStalled"));
+    world.pass(SECOND * 600);
+    assert!(world.working("base").is_empty());
+    world.report(&failed[0], "base", HoldState::Ready);
+    world.pass(SECOND * 2);
+    assert!(!is_true(&world.status("base"), condition::STALLED));
+    assert_eq!(world.working("base").len(), 1);
+}
+
+#[test]
+fn pause_window_and_deadline_hold_nodes_back() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(4);
+    let mut paused = spec(&["app:1"], json!(1));
+    paused["rollout"]["paused"] = json!(true);
+    world.apply("base", paused);
+    world.pass(SECOND * 5);
+    assert!(world.working("base").is_empty());
+    assert_eq!(
+        reason_of(&world.status("base"), condition::PROGRESSING),
+        reason::PAUSED
+    );
+    // It is noon; the window opens in an hour.
+    let mut window = spec(&["app:1"], json!(1));
+    window["window"] = json!({"start": "13:00", "duration": "2h"});
+    world.apply("base", window);
+    world.pass(SECOND * 5);
+    assert!(world.working("base").is_empty());
+    assert_eq!(
+        reason_of(&world.status("base"), condition::PROGRESSING),
+        reason::OUTSIDE_WINDOW
+    );
+    world.pass(SECOND * 3600);
+    assert_eq!(world.working("base").len(), 1);
+    let mut deadline = spec(&["app:1"], json!(1));
+    deadline["rollout"]["deadline"] = json!("2h");
+    world.apply("base", deadline);
+    world.pass(SECOND * 3700);
+    assert_eq!(
+        reason_of(&world.status("base"), condition::STALLED),
+        reason::DEADLINE_EXCEEDED
+    );
+    world.report(&world.working("base")[0].clone(), "base", HoldState::Ready);
+    world.pass(SECOND * 60);
+    assert!(world.working("base").is_empty(), "frozen");
+}
+
+#[test]
+fn a_wider_selector_and_an_edit_do_not_stampede() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.tag("app:2", "two");
+    world.nodes(10);
+    let mut one = spec(&["app:1"], json!(1));
+    one["nodeNames"] = json!(["n3"]);
+    world.apply("base", one);
+    world.pass(SECOND);
+    world.report("n3", "base", HoldState::Ready);
+    world.pass(SECOND * 2);
+    let before = world.status("base");
+    assert_eq!(before.rollout.as_ref().unwrap().admitted, ALL);
+    // Same images, more nodes.
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND * 2);
+    assert_eq!(
+        world.status("base").rollout.unwrap().revision,
+        before.rollout.unwrap().revision
+    );
+    assert_eq!(world.working("base").len(), 1);
+    while let Some(node) = world.working("base").first().cloned() {
+        assert_eq!(world.working("base").len(), 1);
+        world.report(&node, "base", HoldState::Ready);
+        world.pass(SECOND * 2);
+    }
+    assert_eq!(world.status("base").nodes.ready, 10);
+    // Other images.
+    world.apply("base", spec(&["app:2"], json!(2)));
+    world.pass(SECOND * 2);
+    assert_eq!(world.working("base").len(), 2);
+    assert_eq!(world.status("base").nodes.ready, 0);
+}
+
+#[test]
+fn nodes_come_go_and_come_back_as_others() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(3);
+    world.apply("base", spec(&["app:1"], json!(3)));
+    world.pass(SECOND);
+    for node in ["n0", "n1", "n2"] {
+        world.report(node, "base", HoldState::Ready);
+    }
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base").nodes.ready, 3);
+    world.nodes.remove("n1");
+    world.board.remove_node("n1", world.now);
+    world.pass(SECOND * 2);
+    let nodes = world.status("base").nodes;
+    assert_eq!((nodes.desired, nodes.ready), (2, 2));
+    // The same name, another node: the old report does not count for it.
+    world.node("n1", "node-new", json!({}));
+    world.pass(SECOND * 2);
+    let nodes = world.status("base").nodes;
+    assert_eq!((nodes.desired, nodes.ready, nodes.admitted), (3, 2, 3));
+    world.report("n1", "base", HoldState::Ready);
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base").nodes.ready, 3);
+    // And without a sign that the old one went.
+    world.node("n2", "node-newer", json!({}));
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base").nodes.ready, 2);
+    // A label moves a node out.
+    let more = json!({"metadata": {"name": "n0", "uid": "node-0", "labels": {"pool": "b"}}});
+    let mut chosen = spec(&["app:1"], json!(3));
+    chosen["nodeSelector"] = json!({"matchLabels": {"pool": "a"}});
+    world.apply("base", chosen);
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base").nodes.desired, 3);
+    world.node("n0", "node-0", more);
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base").nodes.desired, 2);
+}
+
+#[test]
+fn an_unreachable_node_holds_up_nobody() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(3);
+    for node in ["n0", "n1", "n2"] {
+        world.unready(node);
+    }
+    world.pass(SECOND * 300);
+    // Two of the three come back.
+    world.nodes(2);
+    world.pass(SECOND * 301);
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND);
+    assert_eq!(world.status("base").nodes.unreachable, 1);
+    for _ in 0..3 {
+        for node in world
+            .working("base")
+            .into_iter()
+            .filter(|node| node != "n2")
+        {
+            world.report(&node, "base", HoldState::Ready);
+        }
+        world.pass(SECOND * 25);
+    }
+    let nodes = world.status("base").nodes;
+    assert_eq!(
+        (
+            nodes.desired,
+            nodes.admitted,
+            nodes.ready,
+            nodes.unreachable
+        ),
+        (3, 3, 2, 1)
+    );
+    // Its agent speaks.
+    world.report("n2", "base", HoldState::Ready);
+    world.pass(SECOND * 2);
+    let status = world.status("base");
+    assert_eq!(status.nodes.unreachable, 0);
+    assert!(is_true(&status, condition::READY));
+}
+
+#[test]
+fn a_gate_opens_for_nodes_that_are_ready_or_late() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    let tainted = json!({"spec": {"taints": [{"key": "larder.dev/cold", "effect": "NoSchedule"}]}});
+    world.node("n0", "node-0", tainted.clone());
+    world.node("n1", "node-1", tainted);
+    let mut gated = spec(&["app:1"], json!("100%"));
+    gated["gate"] = json!({"startupTaint": "larder.dev/cold", "deadline": "5m"});
+    world.apply("base", gated);
+    world.pass(SECOND);
+    assert!(world.opened.is_empty());
+    world.report("n0", "base", HoldState::Ready);
+    world.pass(SECOND);
+    assert_eq!(world.opened, [("n0".to_owned(), false)]);
+    world.node("n0", "node-0", json!({}));
+    world.pass(SECOND * 300);
+    assert_eq!(world.opened.last(), Some(&("n1".to_owned(), true)));
+}
+
+#[test]
+fn what_means_nothing_stops_the_rollout_and_is_told() {
+    for (path, value, part) in [
+        ("/rollout", json!({"maxInFlight": "0%"}), "maxInFlight"),
+        ("/rollout", json!({"maxFailures": -4}), "maxFailures"),
+        ("/rollout", json!({"deadline": "1 day"}), "deadline"),
+        ("/refreshInterval", json!("soon"), "refreshInterval"),
+        (
+            "/window",
+            json!({"start": "noon", "duration": "1h"}),
+            "window",
+        ),
+        ("/platforms", json!(["%%%"]), "platforms"),
+    ] {
+        let mut world = World::new();
+        world.tag("app:1", "one");
+        world.nodes(3);
+        let mut hostile = json!({"images": ["app:1", "../../etc:passwd", ""]});
+        hostile[path.trim_start_matches('/')] = value;
+        world.apply("base", hostile);
+        world.pass(SECOND * 60);
+        let status = world.status("base");
+        let stalled = status
+            .conditions
+            .iter()
+            .find(|c| c.type_ == condition::STALLED)
+            .unwrap();
+        assert_eq!(
+            (stalled.status.as_str(), stalled.reason.as_str()),
+            ("True", "InvalidSpec"),
+            "{path}"
+        );
+        assert!(stalled.message.contains(part), "{}", stalled.message);
+        assert!(world.working("base").is_empty());
+        assert_eq!(
+            reason_of(&status, condition::RESOLVED),
+            reason::INVALID_REFERENCE
+        );
+    }
+}
+
+#[test]
+fn a_lost_write_is_tried_again_with_pauses_and_a_stale_leader_is_refused() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(2);
+    world.broken = true;
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND * 120);
+    let tries = world.writes.len();
+    assert!((3..20).contains(&tries), "{tries}");
+    world.broken = false;
+    world.pass(SECOND * 60);
+    assert_eq!(world.working("base").len(), 1);
+    // Somebody else wrote: this board has not seen it.
+    let object = world.objects.get_mut("base").unwrap();
+    object.metadata.resource_version = Some("1000".to_owned());
+    world.version = 1000;
+    let rollout = object.status.as_mut().unwrap().rollout.as_mut().unwrap();
+    rollout.admitted = ALL;
+    world.report(&world.working("base")[0].clone(), "base", HoldState::Ready);
+    world.pass(SECOND * 5);
+    assert_eq!(world.status("base").rollout.unwrap().admitted, ALL);
+}
+
+#[test]
+fn nothing_is_done_by_who_does_not_lead() {
+    let mut world = World::new();
+    world.board.lead(false, world.now);
+    world.tag("app:1", "one");
+    world.nodes(3);
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND * 60);
+    assert!(world.writes.is_empty());
+    assert_eq!(world.asked, 0);
+    world.board.lead(true, world.now);
+    world.pass(SECOND);
+    assert_eq!(world.working("base").len(), 1);
+}
+
+#[test]
+fn five_hundred_prepulls_at_once_cost_few_lookups_and_bounded_writes() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(20);
+    for number in 0..500 {
+        world.apply(&format!("p{number}"), spec(&["app:1"], json!("100%")));
+    }
+    world.pass(SECOND * 60);
+    assert_eq!(world.asked, 1);
+    assert!((0..500).all(|number| world.working(&format!("p{number}")).len() == 20));
+    assert!(world.writes.len() <= 1500, "{}", world.writes.len());
+}
+
+#[test]
+fn an_older_version_of_an_object_is_not_taken_in() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(1);
+    world.apply("base", spec(&["app:1"], json!(1)));
+    let old: Declared = world.objects["base"].clone().into();
+    world.pass(SECOND * 2);
+    let status = world.status("base");
+    world.board.apply_prepull(old, world.now);
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base"), status);
+    // Deleted and made again.
+    world.board.remove_prepull(&Key {
+        kind: Kind::Cluster,
+        namespace: String::new(),
+        name: "base".to_owned(),
+    });
+    world.objects.clear();
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND * 2);
+    assert_eq!(world.working("base").len(), 1);
+}
+
+#[derive(Clone, Debug)]
+enum Move {
+    Finish(u8, bool),
+    Wait(u8),
+    FailOver,
+    Edit(u8),
+    Break(bool),
+}
+
+fn moves() -> impl Strategy<Value = Move> {
+    prop_oneof![
+        6 => (any::<u8>(), prop::bool::weighted(0.1)).prop_map(|(node, fail)| Move::Finish(node, fail)),
+        3 => (0..40u8).prop_map(Move::Wait),
+        1 => Just(Move::FailOver),
+        1 => (0..4u8).prop_map(Move::Edit),
+        1 => any::<bool>().prop_map(Move::Break),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever happens, agents that follow the threshold never work on more nodes than may, counts are in order, and
+    /// within a revision and a generation the threshold never goes back.
+    #[test]
+    fn never_more_in_flight_than_may(nodes in 1..25usize, max in 1..5u64, moves in prop::collection::vec(moves(), 1..60)) {
+        let mut world = World::new();
+        world.nodes(nodes);
+        for number in 0..4 {
+            world.tag(&format!("app:{number}"), &format!("{number}"));
+        }
+        let lenient = |image: u8| json!({
+            "images": [format!("app:{image}")], "rollout": {"maxInFlight": max, "maxFailures": "100%"}});
+        world.apply("base", lenient(0));
+        let mut seen = (String::new(), 0, NOBODY);
+        for one in moves {
+            match one {
+                Move::Finish(pick, fail) => {
+                    let working = world.working("base");
+                    if let Some(node) = working.get(usize::from(pick) % working.len().max(1)).cloned() {
+                        world.report(&node, "base", if fail { HoldState::Failed } else { HoldState::Ready });
+                    }
+                }
+                Move::Wait(seconds) => world.pass(SECOND * u32::from(seconds)),
+                Move::FailOver => world.fail_over(),
+                Move::Edit(image) => world.apply("base", lenient(image)),
+                Move::Break(broken) => world.broken = broken,
+            }
+            world.settle();
+            prop_assert!(world.working("base").len() as u64 <= max);
+            let status = world.status("base");
+            let counts = status.nodes;
+            prop_assert!(counts.ready <= counts.admitted && counts.admitted <= counts.desired);
+            if let Some(rollout) = status.rollout {
+                if (&rollout.revision, rollout.observed_generation) == (&seen.0, seen.1) {
+                    prop_assert!(rollout.admitted >= seen.2);
+                }
+                seen = (rollout.revision, rollout.observed_generation, rollout.admitted);
+            }
+        }
+        // In the end everybody gets there.
+        world.broken = false;
+        for _ in 0..2 * nodes + 2 {
+            world.pass(SECOND * 120);
+            for node in world.working("base") {
+                world.report(&node, "base", HoldState::Ready);
+            }
+        }
+        world.pass(SECOND * 60);
+        let nodes = world.status("base").nodes;
+        prop_assert_eq!(nodes.admitted, nodes.desired);
+        prop_assert_eq!(nodes.ready + nodes.failed, nodes.desired);
+    }
+}

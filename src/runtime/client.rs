@@ -1,0 +1,281 @@
+//! The calls.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tokio::time::timeout;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
+
+use super::Metrics;
+use super::backoff::Backoff;
+use super::error::{Error, ErrorClass, classify};
+use super::proto::image_service_client::ImageServiceClient;
+use super::proto::{
+    AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
+    PullImageRequest,
+};
+
+/// A local socket answers at once or never.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// What a list, a look at one image or at the disk may take; the kubelet waits two minutes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(120);
+/// A pull tells nothing of its progress, so this is for the largest image over the slowest line.
+const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
+/// A list of 100,000 images is smaller.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// An image as the runtime has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuntimeImage {
+    /// In the runtime's form: `sha256:` and hex, or hex alone.
+    pub id: String,
+    /// `docker.io/library/busybox:latest`.
+    pub repo_tags: Vec<String>,
+    /// `docker.io/library/busybox@sha256:…`.
+    pub repo_digests: Vec<String>,
+    /// As the runtime counts it: containerd compressed, CRI-O not.
+    pub size: u64,
+    /// By the runtime's configuration.
+    pub pinned: bool,
+}
+
+/// What the runtime's images occupy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FsUsage {
+    /// Of their file system.
+    pub mountpoint: PathBuf,
+    /// On disk.
+    pub used_bytes: u64,
+}
+
+/// What the runtime shows to a registry.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// User and password.
+    Basic {
+        /// Account name.
+        username: String,
+        /// Password or access key.
+        password: String,
+    },
+    /// A refresh token.
+    Identity(String),
+    /// A bearer token for the registry itself.
+    Bearer(String),
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[auth]")
+    }
+}
+
+/// The image service of a runtime. Cheap to clone. Connects when it is first asked, and again after a break.
+#[derive(Clone, Debug)]
+pub struct RuntimeImages {
+    channel: Channel,
+    socket: Arc<Path>,
+    backoff: Arc<Mutex<Backoff>>,
+    metrics: Metrics,
+}
+
+impl RuntimeImages {
+    /// The service at a unix socket; `unix://` may stand before its path. Nothing is connected yet. Needs a tokio
+    /// runtime.
+    pub fn new(socket: &Path, metrics: Metrics) -> Self {
+        let text = socket.to_string_lossy();
+        let socket: Arc<Path> = text
+            .strip_prefix("unix://")
+            .map_or(socket, Path::new)
+            .into();
+        let path = socket.clone();
+        let connector = tower::service_fn(move |_| {
+            let path = path.clone();
+            async move { UnixStream::connect(&path).await.map(TokioIo::new) }
+        });
+        // Only the authority of requests; what the kubelet sends.
+        let channel = Endpoint::from_static("http://localhost")
+            .connect_timeout(CONNECT_TIMEOUT)
+            .connect_with_connector_lazy(connector);
+        RuntimeImages {
+            channel,
+            socket,
+            backoff: Arc::default(),
+            metrics,
+        }
+    }
+
+    /// Where the runtime is.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// All images.
+    pub async fn list(&self) -> Result<Vec<RuntimeImage>, Error> {
+        let subject = self.socket.display().to_string();
+        let mut client = self.client();
+        let call = async move { client.list_images(ListImagesRequest::default()).await };
+        let answer = self
+            .call("ListImages", &subject, CALL_TIMEOUT, call)
+            .await?;
+        Ok(answer.images.into_iter().map(image).collect())
+    }
+
+    /// One image by a name or id; an absent one is `None`.
+    pub async fn status(&self, name: &str) -> Result<Option<RuntimeImage>, Error> {
+        let request = ImageStatusRequest {
+            image: Some(spec(name)),
+            verbose: false,
+        };
+        let mut client = self.client();
+        let call = async move { client.image_status(request).await };
+        let answer = self.call("ImageStatus", name, CALL_TIMEOUT, call).await?;
+        Ok(answer.image.map(image))
+    }
+
+    /// Pulls an image, and returns its id. Without `auth` the runtime uses what it is configured with. Dropping the
+    /// future ends the call; containerd then gives the pull up.
+    pub async fn pull(&self, name: &str, auth: Option<Auth>) -> Result<String, Error> {
+        let request = PullImageRequest {
+            image: Some(spec(name)),
+            auth: auth.map(wire),
+            sandbox_config: None,
+        };
+        let mut client = self.client();
+        let call = async move { client.pull_image(request).await };
+        let answer = self.call("PullImage", name, PULL_TIMEOUT, call).await?;
+        Ok(answer.image_ref)
+    }
+
+    /// What images occupy; `None` where the runtime does not say.
+    pub async fn fs_info(&self) -> Result<Option<FsUsage>, Error> {
+        let subject = self.socket.display().to_string();
+        let mut client = self.client();
+        let call = async move { client.image_fs_info(ImageFsInfoRequest::default()).await };
+        let answer = self
+            .call("ImageFsInfo", &subject, CALL_TIMEOUT, call)
+            .await?;
+        // The kubelet reads the first one only.
+        let usage = answer.image_filesystems.into_iter().next();
+        Ok(usage.map(|usage| FsUsage {
+            mountpoint: usage.fs_id.unwrap_or_default().mountpoint.into(),
+            used_bytes: usage.used_bytes.unwrap_or_default().value,
+        }))
+    }
+
+    fn client(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
+    }
+
+    fn backoff(&self) -> MutexGuard<'_, Backoff> {
+        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn call<T>(
+        &self,
+        method: &'static str,
+        subject: &str,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        if let Some(pause) = self.backoff().pause(Instant::now()) {
+            return Err(Error {
+                retry_after: Some(pause),
+                ..Error::new(
+                    ErrorClass::RuntimeUnavailable,
+                    self.socket.display().to_string(),
+                )
+            });
+        }
+        let began = Instant::now();
+        let answer = match timeout(limit, call).await {
+            Ok(answer) => answer.map_err(|status| {
+                // The status of a broken or refused connection is made here, not by the runtime.
+                let class = classify(&status);
+                let ours = status.code() == Code::Unavailable
+                    || std::error::Error::source(&status).is_some();
+                if ours {
+                    ErrorClass::RuntimeUnavailable
+                } else {
+                    class
+                }
+            }),
+            Err(_) => Err(ErrorClass::Timeout),
+        };
+        let result = answer
+            .as_ref()
+            .map_or_else(|class| class.as_str(), |_| "success");
+        self.metrics.call(method, result, began.elapsed());
+        match answer {
+            Ok(answer) => {
+                self.backoff().answered();
+                Ok(answer.into_inner())
+            }
+            Err(ErrorClass::RuntimeUnavailable) => {
+                self.backoff().failed(Instant::now());
+                let socket = self.socket.display().to_string();
+                Err(Error::new(ErrorClass::RuntimeUnavailable, socket))
+            }
+            Err(class) => {
+                self.backoff().answered();
+                Err(Error::new(class, subject))
+            }
+        }
+    }
+}
+
+fn spec(name: &str) -> ImageSpec {
+    ImageSpec {
+        image: name.to_owned(),
+        ..ImageSpec::default()
+    }
+}
+
+fn wire(auth: Auth) -> AuthConfig {
+    let mut out = AuthConfig::default();
+    match auth {
+        Auth::Basic { username, password } => {
+            out.username = username;
+            out.password = password;
+        }
+        Auth::Identity(token) => out.identity_token = token,
+        Auth::Bearer(token) => out.registry_token = token,
+    }
+    out
+}
+
+fn image(image: Image) -> RuntimeImage {
+    RuntimeImage {
+        id: image.id,
+        repo_tags: image.repo_tags,
+        repo_digests: image.repo_digests,
+        size: image.size,
+        pinned: image.pinned,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_runtime_that_is_not_there_is_left_alone_for_a_while() {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("runtime.sock");
+        let runtime = RuntimeImages::new(
+            Path::new(&format!("unix://{}", socket.display())),
+            Metrics::default(),
+        );
+        assert_eq!(runtime.socket(), socket);
+        let error = runtime.list().await.unwrap_err();
+        assert_eq!(error.class(), ErrorClass::RuntimeUnavailable);
+        assert!(error.to_string().contains("runtime.sock"), "{error}");
+        assert_eq!(error.retry_after(), None);
+        let error = runtime.fs_info().await.unwrap_err();
+        assert!(error.retry_after().is_some(), "{error}");
+    }
+}

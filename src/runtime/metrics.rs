@@ -1,0 +1,67 @@
+//! Calls to the runtime. All label values are from fixed sets.
+
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Outcome {
+    method: &'static str,
+    result: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Method {
+    method: &'static str,
+}
+
+/// Counters of this room.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    calls: Family<Outcome, Counter<u64, AtomicU64>>,
+    duration: Family<Method, Histogram, fn() -> Histogram>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics {
+            calls: Family::default(),
+            duration: Family::new_with_constructor(seconds),
+        }
+    }
+}
+
+/// From a list on an idle node to a pull of a large image.
+fn seconds() -> Histogram {
+    Histogram::new([0.005, 0.025, 0.1, 0.5, 2.5, 10.0, 60.0, 300.0, 1800.0])
+}
+
+impl Metrics {
+    /// Registers this room's metrics.
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Metrics::default();
+        registry.register(
+            "larder_runtime_calls",
+            "Calls to the container runtime's image service, by method and result",
+            metrics.calls.clone(),
+        );
+        registry.register(
+            "larder_runtime_call_duration_seconds",
+            "Duration of calls to the container runtime's image service",
+            metrics.duration.clone(),
+        );
+        metrics
+    }
+
+    pub(super) fn call(&self, method: &'static str, result: &'static str, took: Duration) {
+        self.calls.get_or_create(&Outcome { method, result }).inc();
+        self.duration
+            .get_or_create(&Method { method })
+            .observe(took.as_secs_f64());
+    }
+}

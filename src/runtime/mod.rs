@@ -1,0 +1,36 @@
+//! Client of the node's container runtime: the image service that it serves to the kubelet (CRI v1, containerd or CRI-O).
+//!
+//! Owns the connection, its pauses after failures, and the limits on each call. Never talks to a registry, and decides
+//! nothing about which images there should be. A runtime's error becomes a class of ours: its text may quote what a
+//! registry sent, so it goes no further.
+
+mod backoff;
+mod client;
+mod error;
+mod metrics;
+
+pub use client::{Auth, FsUsage, RuntimeImage, RuntimeImages};
+pub use error::{Error, ErrorClass};
+pub use metrics::Metrics;
+
+/// The wire's types, with the client's side of the service.
+mod proto {
+    #![allow(
+        missing_docs,
+        unreachable_pub,
+        dead_code,
+        clippy::all,
+        clippy::unwrap_used,
+        clippy::needless_pass_by_value
+    )]
+    tonic::include_proto!("runtime.v1");
+}
+
+/// Which fields are filled, never what is in them: they are secrets.
+impl std::fmt::Debug for proto::AuthConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AuthConfig")
+            .field("username", &!self.username.is_empty())
+            .finish_non_exhaustive()
+    }
+}
