@@ -206,7 +206,6 @@ async fn serve(
 
     let images = Arc::new(LarderImages::new(cache.clone()));
     let declared = Declared::build(&config.declared, &config.root, images, declared)
-        .await
         .context("declared images")?;
     let status = declared.as_ref().map(Declared::status);
     let (health, services) = services(&cache, status).await?;

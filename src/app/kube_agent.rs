@@ -41,7 +41,7 @@ pub(super) struct Declared {
 
 impl Declared {
     /// `None` where nothing is declared to this agent.
-    pub(super) async fn build(
+    pub(super) fn build(
         config: &DeclaredConfig,
         root: &Path,
         images: Arc<dyn Images>,
@@ -55,10 +55,7 @@ impl Declared {
             Some(name) => name.clone(),
             None => host_name()?,
         };
-        let connection = match server {
-            None => None,
-            Some(server) => Some(Arc::new(Connection::open(server, ROLE).await?)),
-        };
+        let connection = server.map(|server| Arc::new(Connection::new(server, ROLE)));
         let config = agent::Config {
             labels: labels(&node),
             node,

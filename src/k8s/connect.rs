@@ -52,8 +52,8 @@ pub enum ConnectError {
     Client(Box<kube::Error>),
 }
 
-/// A client, and the way to a new one when its credentials expired: certificates and static tokens are read once by a
-/// client, while kubelets rotate theirs.
+/// A client, and the way to a new one: certificates and static tokens are read once by a client, while kubelets rotate
+/// theirs; and a kubeconfig may not be there yet when a node starts.
 #[derive(Debug)]
 pub struct Connection {
     server: ApiServer,
@@ -62,61 +62,67 @@ pub struct Connection {
 }
 
 struct Current {
-    client: Client,
-    made: Instant,
+    client: Option<Client>,
+    tried: Option<Instant>,
 }
 
 impl std::fmt::Debug for Current {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Current")
-            .field("made", &self.made)
-            .finish_non_exhaustive()
+            .field("client", &self.client.is_some())
+            .field("tried", &self.tried)
+            .finish()
     }
 }
 
 impl Connection {
-    /// Reads the settings. Connects to nothing yet. `role` goes into the user agent: `larder-agent/0.1.0`.
-    pub async fn open(server: ApiServer, role: &'static str) -> Result<Self, ConnectError> {
-        let client = client(&server, role).await?;
-        let current = Current {
-            client,
-            made: Instant::now(),
-        };
-        Ok(Connection {
+    /// Reads and connects to nothing yet. `role` goes into the user agent: `larder-agent/0.1.0`.
+    pub fn new(server: ApiServer, role: &'static str) -> Self {
+        Connection {
             server,
             role,
-            current: Mutex::new(current),
-        })
-    }
-
-    /// A connection around a client that exists: for tests and harnesses. It is never renewed.
-    pub fn of_client(client: Client) -> Self {
-        Connection {
-            server: ApiServer::InCluster,
-            role: "",
             current: Mutex::new(Current {
-                client,
-                made: Instant::now(),
+                client: None,
+                tried: None,
             }),
         }
     }
 
-    /// The client of the moment.
-    pub fn client(&self) -> Client {
-        self.lock().client.clone()
+    /// A connection around a client that exists: for tests and harnesses. It is never renewed.
+    pub fn of_client(client: Client) -> Self {
+        let connection = Connection::new(ApiServer::InCluster, "");
+        connection.lock().client = Some(client);
+        connection
+    }
+
+    /// The client of the moment; made where there is none. What is wrong with the settings is an error of the service,
+    /// as an API server that is away is one: both may mend.
+    pub async fn client(&self) -> Result<Client, kube::Error> {
+        if let Some(client) = self.lock().client.clone() {
+            return Ok(client);
+        }
+        self.make()
+            .await
+            .map_err(|error| kube::Error::Service(Box::new(error)))
     }
 
     /// Reads the settings again, after the server refused the credentials (401). Often asked, it does so now and then.
     pub async fn renew(&self) -> Result<(), ConnectError> {
-        if self.role.is_empty() || self.lock().made.elapsed() < RENEW_PAUSE {
+        let early = self
+            .lock()
+            .tried
+            .is_some_and(|tried| tried.elapsed() < RENEW_PAUSE);
+        if self.role.is_empty() || early {
             return Ok(());
         }
+        self.make().await.map(drop)
+    }
+
+    async fn make(&self) -> Result<Client, ConnectError> {
+        self.lock().tried = Some(Instant::now());
         let client = client(&self.server, self.role).await?;
-        *self.lock() = Current {
-            client,
-            made: Instant::now(),
-        };
-        Ok(())
+        self.lock().client = Some(client.clone());
+        Ok(client)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Current> {
@@ -219,18 +225,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config");
         let server = ApiServer::Kubeconfig(path.clone());
-        let error = Connection::open(server.clone(), "larder-agent")
-            .await
-            .unwrap_err();
+        let connection = Connection::new(server, "larder-agent");
+        let error = connection.client().await.err().unwrap();
         assert!(
             error.to_string().contains(path.to_str().unwrap()),
             "{error}"
         );
         std::fs::write(&path, "apiVersion: v1\nkind: Config\nclusters: 5\n").unwrap();
-        let error = Connection::open(server, "larder-agent").await.unwrap_err();
+        let error = connection.client().await.err().unwrap();
         assert!(
             error.to_string().contains(path.to_str().unwrap()),
             "{error}"
         );
+        // As soon as it is there and right, it counts.
+        let config = "apiVersion: v1\nkind: Config\ncurrent-context: a\n\
+                      contexts: [{name: a, context: {cluster: a, user: a}}]\nusers: [{name: a, user: {token: t}}]\n\
+                      clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}]\n";
+        std::fs::write(&path, config).unwrap();
+        assert!(connection.client().await.is_ok());
     }
 }

@@ -245,7 +245,27 @@ fn resolve(
     cluster.kubectl(&flags).ok();
 }
 
-/// The report of a node about one prepull.
+/// The report of a node, once it is as expected. There may be none yet, so there is nothing to watch.
+async fn told(cluster: &Cluster, node: &str, done: impl Fn(&Value) -> bool) -> Value {
+    let started = Instant::now();
+    loop {
+        let found = cluster.kubectl(&["get", "nodeimagecache", node, "-o", "json"]);
+        let found = match found.success {
+            true => serde_json::from_str(&found.stdout).unwrap(),
+            false => Value::Null,
+        };
+        if done(&found) {
+            return found;
+        }
+        assert!(
+            started.elapsed() < PATIENCE,
+            "the report of {node} is not as expected: {found:#}"
+        );
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// What it says about one prepull.
 fn reported<'a>(report: &'a Value, uid: &str) -> &'a Value {
     report["status"]["prepulls"]
         .as_array()
@@ -296,9 +316,10 @@ async fn agents_hold_what_they_are_admitted_to() {
         (db_name.clone(), db.digest()),
     ];
     resolve(cluster, "held", revision, slots[first], &contents);
-    let report = cluster.watch(&["nodeimagecache", names[first]], |report| {
+    let report = told(cluster, names[first], |report| {
         reported(report, &prepull)["state"] == "Ready"
-    });
+    })
+    .await;
     let owner = &report["metadata"]["ownerReferences"][0];
     assert_eq!(
         (&owner["kind"], &owner["uid"]),
@@ -311,9 +332,10 @@ async fn agents_hold_what_they_are_admitted_to() {
     status.await;
     assert_eq!(nodes[second].larder(&["images", "-q"]), "");
     resolve(cluster, "held", revision, ALL, &contents);
-    cluster.watch(&["nodeimagecache", names[second]], |report| {
+    told(cluster, names[second], |report| {
         reported(report, &prepull)["state"] == "Ready"
-    });
+    })
+    .await;
 
     // A revision that cannot be had: the report names image and reason, and the old one stays.
     let bad = [
@@ -321,10 +343,11 @@ async fn agents_hold_what_they_are_admitted_to() {
         (db_name.clone(), format!("sha256:{}", "e".repeat(64))),
     ];
     resolve(cluster, "held", "00000000000000bb", ALL, &bad);
-    let report = cluster.watch(&["nodeimagecache", names[0]], |report| {
+    let report = told(cluster, names[0], |report| {
         let held = reported(report, &prepull);
         held["state"] == "Failed" && held["revision"] == "00000000000000bb"
-    });
+    })
+    .await;
     let failure = &report["status"]["failures"][0];
     assert_eq!(
         (&failure["image"], &failure["reason"]),
@@ -349,9 +372,10 @@ async fn agents_hold_what_they_are_admitted_to() {
             status["prepulls"].as_array().unwrap().is_empty()
         })
         .await;
-    cluster.watch(&["nodeimagecache", names[0]], |report| {
+    told(cluster, names[0], |report| {
         reported(report, &prepull).is_null()
-    });
+    })
+    .await;
     assert_eq!(nodes[0].larder(&["images", "-q"]).lines().count(), 2);
     cluster.delete_nodes(&names);
 }
@@ -368,21 +392,10 @@ async fn a_node_made_anew_gets_a_report_of_its_own() {
         let uid = uid.to_owned();
         move |report: &Value| report["metadata"]["ownerReferences"][0]["uid"] == uid
     };
-    cluster.watch(&["nodeimagecache", "anew-1"], owned(&uids[0]));
+    told(cluster, "anew-1", owned(&uids[0])).await;
     cluster.delete_nodes(&["anew-1"]);
     let uids = cluster.create_nodes(&[("anew-1", &[])]);
-    let started = Instant::now();
-    loop {
-        let found = cluster.kubectl(&["get", "nodeimagecache", "anew-1", "-o", "json"]);
-        if found.success {
-            let report: Value = serde_json::from_str(&found.stdout).unwrap();
-            if owned(&uids[0])(&report) {
-                break;
-            }
-        }
-        assert!(started.elapsed() < PATIENCE, "no report for the new Node");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    told(cluster, "anew-1", owned(&uids[0])).await;
     cluster.delete_nodes(&["anew-1"]);
 }
 
@@ -426,9 +439,10 @@ async fn nothing_is_let_go_by_faults() {
     cluster.start_part("apiserver");
     node.until("synced again", |status| status["api"]["synced"] == true)
         .await;
-    cluster.watch(&["nodeimagecache", "fault-1"], |report| {
+    report(cluster, "fault-1", |report| {
         report["status"]["prepulls"][0]["state"] == "Ready"
-    });
+    })
+    .await;
 
     // The kind is uninstalled: its objects are deleted with it, which nobody wished.
     cluster

@@ -13,6 +13,7 @@ mod assign;
 mod core;
 mod files;
 mod inventory;
+mod known;
 mod metrics;
 mod plan;
 mod prepull;
@@ -33,6 +34,7 @@ use std::sync::atomic::AtomicU64;
 
 use k8s_openapi::api::core::v1::Node;
 use tokio::sync::{mpsc, watch as cell};
+use tokio::task::JoinSet;
 use tokio::time::{sleep_until, timeout};
 
 pub use metrics::Metrics;
@@ -49,7 +51,7 @@ use crate::k8s::api::{
     ClusterImagePrepull, ImagePrepull, ImagePrunePolicy, NodeFacts, NodeImageCacheStatus, Taint,
 };
 use crate::k8s::connect::{Connection, Identity, REQUEST_TIMEOUT};
-use crate::lifecycle::{Shutdown, Tasks};
+use crate::lifecycle::Shutdown;
 use files::Folder;
 use prepull::Prepull;
 use state::StateFile;
@@ -173,7 +175,8 @@ impl Agent {
             }
         };
         let (to, mut messages) = mpsc::channel(QUEUE);
-        let tasks = Tasks::new();
+        // Ended with this function, however it ends.
+        let mut tasks = JoinSet::new();
         let settings = Settings {
             node: NodeFacts {
                 name: config.node.clone(),
@@ -188,7 +191,7 @@ impl Agent {
             metrics: metrics.clone(),
         };
         if let Some(dir) = config.manifests {
-            tasks.spawn("manifests", files::follow(dir, Message::Folder, to.clone()));
+            tasks.spawn(files::follow(dir, Message::Folder, to.clone()));
         }
         let (api, reports) = match connection {
             None => (None, None),
@@ -200,7 +203,7 @@ impl Agent {
                     )),
                     metrics: metrics.clone(),
                 };
-                let reports = start(&tasks, &following, &config.node, &to);
+                let reports = start(&mut tasks, &following, &config.node, &to);
                 let secrets = Arc::new(secrets::Secrets::new(connection));
                 let api = Api { following, secrets };
                 (Some(api), Some(reports))
@@ -245,72 +248,57 @@ fn finished(core: &mut Core, done: Result<work::Done, tokio::task::JoinError>) {
 
 /// Starts everything that talks to the API server. The answer takes reports.
 fn start(
-    tasks: &Tasks,
+    tasks: &mut JoinSet<()>,
     following: &Following,
     node: &str,
     to: &mpsc::Sender<Message>,
 ) -> cell::Sender<Arc<writer::Report>> {
-    tasks.spawn(
-        "clusterimageprepulls",
-        follow::<ClusterImagePrepull, _, _>(
-            following.clone(),
-            watch::Kind {
-                watched: Watched::ClusterImagePrepulls,
-                fields: None,
-                compile: Prepull::of_cluster,
+    tasks.spawn(follow::<ClusterImagePrepull, _, _>(
+        following.clone(),
+        watch::Kind {
+            watched: Watched::ClusterImagePrepulls,
+            fields: None,
+            compile: Prepull::of_cluster,
+        },
+        Message::Cluster,
+        to.clone(),
+    ));
+    tasks.spawn(follow::<ImagePrepull, _, _>(
+        following.clone(),
+        watch::Kind {
+            watched: Watched::ImagePrepulls,
+            fields: None,
+            compile: Prepull::of_namespaced,
+        },
+        Message::Namespaced,
+        to.clone(),
+    ));
+    tasks.spawn(follow::<ImagePrunePolicy, _, _>(
+        following.clone(),
+        watch::Kind {
+            watched: Watched::ImagePrunePolicies,
+            fields: None,
+            compile: |policy: &ImagePrunePolicy| {
+                let mut policy = policy.clone();
+                policy.metadata.managed_fields = None;
+                policy.status = None;
+                policy
             },
-            Message::Cluster,
-            to.clone(),
-        ),
-    );
-    tasks.spawn(
-        "imageprepulls",
-        follow::<ImagePrepull, _, _>(
-            following.clone(),
-            watch::Kind {
-                watched: Watched::ImagePrepulls,
-                fields: None,
-                compile: Prepull::of_namespaced,
-            },
-            Message::Namespaced,
-            to.clone(),
-        ),
-    );
-    tasks.spawn(
-        "imageprunepolicies",
-        follow::<ImagePrunePolicy, _, _>(
-            following.clone(),
-            watch::Kind {
-                watched: Watched::ImagePrunePolicies,
-                fields: None,
-                compile: |policy: &ImagePrunePolicy| {
-                    let mut policy = policy.clone();
-                    policy.metadata.managed_fields = None;
-                    policy.status = None;
-                    policy
-                },
-            },
-            Message::Policy,
-            to.clone(),
-        ),
-    );
-    tasks.spawn(
-        "node",
-        follow::<Node, _, _>(
-            following.clone(),
-            watch::Kind {
-                watched: Watched::Node,
-                fields: Some(format!("metadata.name={node}")),
-                compile: node_facts,
-            },
-            Message::Node,
-            to.clone(),
-        ),
-    );
-    tasks.spawn(
-        "identity",
-        identify(following.clone(), node.to_owned(), to.clone()),
-    );
+        },
+        Message::Policy,
+        to.clone(),
+    ));
+    tasks.spawn(follow::<Node, _, _>(
+        following.clone(),
+        watch::Kind {
+            watched: Watched::Node,
+            fields: Some(format!("metadata.name={node}")),
+            compile: node_facts,
+        },
+        Message::Node,
+        to.clone(),
+    ));
+    tasks.spawn(identify(following.clone(), node.to_owned(), to.clone()));
     let (reports, read) = cell::channel(Arc::new(writer::Report::default()));
     let (found, mut reported) = cell::channel(None);
     let writer = Writer {
@@ -319,9 +307,9 @@ fn start(
         metrics: following.metrics.clone(),
         nodes: following.nodes.clone(),
     };
-    tasks.spawn("report", writer.run(read, found));
+    tasks.spawn(writer.run(read, found));
     let to = to.clone();
-    tasks.spawn("reported", async move {
+    tasks.spawn(async move {
         let status = match reported.wait_for(Option::is_some).await {
             Ok(status) => status.clone(),
             Err(_) => None,
@@ -337,8 +325,8 @@ fn start(
 async fn identify(following: Following, node: String, to: mpsc::Sender<Message>) {
     let mut attempt = 0;
     loop {
-        let client = following.connection.client();
-        let trouble = match timeout(REQUEST_TIMEOUT, Identity::ask(&client)).await {
+        let asked = async { Identity::ask(&following.connection.client().await?).await };
+        let trouble = match timeout(REQUEST_TIMEOUT, asked).await {
             Ok(Ok(identity)) => {
                 let fault = identity.fault(&node);
                 match &fault {

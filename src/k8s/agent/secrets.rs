@@ -125,8 +125,8 @@ impl Secrets {
             .get(&secret.name, &kube::api::GetParams::default())
             .map_err(|_| "its name is none")?;
         // As text: a client that decodes answers logs those it cannot decode.
-        let client = self.connection.client();
-        let text = match timeout(REQUEST_TIMEOUT, client.request_text(request)).await {
+        let asked = async { self.connection.client().await?.request_text(request).await };
+        let text = match timeout(REQUEST_TIMEOUT, asked).await {
             Ok(Ok(text)) => text,
             Ok(Err(kube::Error::Api(status))) => {
                 return Err(match status.code {

@@ -11,10 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use kube::ResourceExt;
 use kube::api::{Api, ListParams, Resource, VersionMatch, WatchEvent, WatchParams};
 use kube::core::DeserializeGuard;
 use kube::core::response::Status;
-use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, timeout};
@@ -250,8 +250,8 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + 'static,
     K::DynamicType: Default,
 {
-    fn client(&self) -> Client {
-        self.following.connection.client()
+    async fn api(&self) -> Result<Api<DeserializeGuard<K>>, kube::Error> {
+        Ok(Api::all(self.following.connection.client().await?))
     }
 
     /// Lists, as often as it takes. `false` once nobody listens.
@@ -263,8 +263,10 @@ where
                 version_match: (!self.version.is_empty()).then_some(VersionMatch::NotOlderThan),
                 ..ListParams::default()
             };
-            let api: Api<DeserializeGuard<K>> = Api::all(self.client());
-            let answer = timeout(LIST_TIMEOUT, api.list(&params)).await;
+            let answer = timeout(LIST_TIMEOUT, async {
+                self.api().await?.list(&params).await
+            });
+            let answer = answer.await;
             let list = match answer {
                 Ok(Ok(list)) => list,
                 Ok(Err(error)) => {
@@ -320,9 +322,11 @@ where
             bookmarks: true,
             ..WatchParams::default()
         };
-        let api: Api<DeserializeGuard<K>> = Api::all(self.client());
         let started = Instant::now();
-        let stream = match timeout(START_TIMEOUT, api.watch(&params, &self.version)).await {
+        let beginning = timeout(START_TIMEOUT, async {
+            self.api().await?.watch(&params, &self.version).await
+        });
+        let stream = match beginning.await {
             Ok(Ok(stream)) => stream,
             Ok(Err(error)) => {
                 let trouble = Trouble::of(&error);

@@ -127,8 +127,8 @@ async fn verdict(connection: &Connection, identity: &Identity) -> Verdict {
     let Ok(request) = Request::new(path).get(&identity.name, &GetParams::default()) else {
         return Verdict::Unsure;
     };
-    let client = connection.client();
-    match timeout(REQUEST_TIMEOUT, client.request_text(request)).await {
+    let asked = async { connection.client().await?.request_text(request).await };
+    match timeout(REQUEST_TIMEOUT, asked).await {
         Ok(Ok(text)) => match serde_json::from_str::<Found>(&text) {
             Ok(found) if found.metadata.uid == identity.uid => Verdict::Present,
             // Made anew under the same name: another object.

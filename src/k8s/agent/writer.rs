@@ -82,13 +82,21 @@ struct Written {
     /// Uid of the Node that owns the object.
     owner: String,
     essence: Essence,
+    /// Nodes of each prepull in it: one that is released is spread over them too.
+    desired: BTreeMap<String, u64>,
     refresh: Instant,
 }
 
 impl Writer {
+    async fn client(&self) -> Result<kube::Client, Fault> {
+        let client = self.connection.client().await;
+        client.map_err(|error| Fault::of(&error))
+    }
+
     /// What is reported there already, if anything is: so that a restart is no reason for a write.
     async fn read(&self) -> Result<Option<NodeImageCache>, Fault> {
-        let api: Api<NodeImageCache> = Api::all(self.connection.client());
+        let client = self.client().await?;
+        let api: Api<NodeImageCache> = Api::all(client);
         match timeout(REQUEST_TIMEOUT, api.get_opt(&self.node)).await {
             Ok(Ok(found)) => Ok(found),
             Ok(Err(error)) => Err(Fault::of(&error)),
@@ -120,10 +128,14 @@ impl Writer {
                 _ if !report.settled || gone.is_some() => None,
                 // Without its Node there is nothing to report about.
                 (_, None) => None,
-                (Some(written), Some(uid)) if written.owner == *uid => written
-                    .essence
-                    .change(&Essence::of(&report.status), &report.desired)
-                    .or((Instant::now() >= written.refresh).then_some(1)),
+                (Some(written), Some(uid)) if written.owner == *uid => {
+                    let mut desired = written.desired.clone();
+                    desired.extend(report.desired.clone());
+                    written
+                        .essence
+                        .change(&Essence::of(&report.status), &desired)
+                        .or((Instant::now() >= written.refresh).then_some(1))
+                }
                 _ => Some(report.desired.values().copied().max().unwrap_or(0)),
             };
             match change {
@@ -221,6 +233,7 @@ impl Writer {
         *written = Some(Written {
             owner,
             essence: Essence::of(&status),
+            desired: report.desired.clone(),
             refresh: refresh(),
         });
         // The next report is made with its transition times, and decides.
@@ -247,6 +260,7 @@ impl Writer {
         *written = Some(Written {
             owner: uid.clone(),
             essence: Essence::of(&report.status),
+            desired: report.desired.clone(),
             refresh: refresh(),
         });
         Ok(())
@@ -254,7 +268,8 @@ impl Writer {
 
     /// Makes the object, owned by the Node; first of all the Node must still be the one that was seen.
     async fn own(&self, uid: &str) -> Result<(), Fault> {
-        let nodes: Api<PartialObjectMeta<Node>> = Api::all(self.connection.client());
+        let client = self.client().await?;
+        let nodes: Api<PartialObjectMeta<Node>> = Api::all(client);
         let node = match timeout(REQUEST_TIMEOUT, nodes.get_opt(&self.node)).await {
             Ok(Ok(node)) => node,
             Ok(Err(error)) => return Err(Fault::of(&error)),
@@ -301,7 +316,7 @@ impl Writer {
             )
         })?;
         request.headers_mut().insert(ACCEPT, METADATA_ONLY);
-        let client = self.connection.client();
+        let client = self.client().await?;
         let sent = client.request_text(request);
         match timeout(REQUEST_TIMEOUT, sent).await {
             Ok(Ok(_)) => Ok(()),
