@@ -18,6 +18,7 @@ mod pull;
 mod reach;
 mod real;
 mod registry;
+mod runtime;
 mod secrets;
 mod support;
 mod tidy;

@@ -1,0 +1,212 @@
+//! Declared images in a container runtime: containerd itself, and larder's own image service in its place.
+#![allow(clippy::unwrap_used)]
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::time::Duration;
+
+use larder::app::agent::Agent;
+use larder::app::config::{AgentArgs, Config};
+use larder::app::images::NodeImages;
+use larder::k8s::agent::{Images, Want, WantCredentials};
+use larder::lifecycle::Shutdown;
+use larder::registry;
+use larder::runtime::{self, RuntimeImages};
+
+use crate::support::build::{BuiltImage, gzip, noise, tar};
+use crate::support::hub::Hub;
+use crate::support::{is_root, need, skip};
+
+fn image(seed: u64) -> BuiltImage {
+    BuiltImage::new(&[gzip(&tar(&[("file", &noise(seed, 5_000))]))])
+}
+
+fn want(reference: &str, digest: Option<&BuiltImage>, secret: Option<&str>) -> Want {
+    let secret = secret.map(|secret| WantCredentials {
+        source: "team/pull".to_owned(),
+        docker_config: Arc::from(secret.as_bytes()),
+    });
+    Want {
+        reference: reference.parse().unwrap(),
+        digest: digest.map(|image| image.digest().parse().unwrap()),
+        platform: None,
+        priority: 0,
+        credentials: secret.into_iter().collect(),
+        node_wide: false,
+    }
+}
+
+/// Where a runtime learns that the hub speaks plain HTTP.
+fn hosts(dir: &Path, hub: &Hub) -> PathBuf {
+    let hosts = dir.join("hosts.d");
+    let of_hub = hosts.join(&hub.host);
+    std::fs::create_dir_all(&of_hub).unwrap();
+    let text = format!("server = \"http://{}\"\n", hub.host);
+    std::fs::write(of_hub.join("hosts.toml"), text).unwrap();
+    hosts
+}
+
+/// Everything that the agent asks of a runtime.
+async fn serves_the_agent(socket: &Path, hub: &Hub) {
+    let (old, new) = (image(1), image(2));
+    let client = registry::Config {
+        attempts: 1,
+        ..registry::Config::default()
+    };
+    let client = registry::Client::new(client, registry::Metrics::default()).unwrap();
+    let runtime = RuntimeImages::new(socket, runtime::Metrics::default());
+    let images = NodeImages::new(runtime.clone(), client).with_plain_http();
+
+    // The tag is still what the revision says: the runtime gets to know it.
+    hub.push("app", "1", &old);
+    let name = hub.reference("app:1");
+    let digested = hub.reference(&format!("app@{}", old.digest()));
+    let held = images.pull(want(&name, Some(&old), None)).await.unwrap();
+    assert_eq!(held.id, old.id());
+    assert_eq!(
+        (held.tags, held.digests),
+        (vec![name.clone()], vec![digested])
+    );
+    // It is here, so nobody is asked, although the tag has moved on.
+    hub.push("app", "1", &new);
+    hub.take_log();
+    let held = images.pull(want(&name, Some(&old), None)).await.unwrap();
+    assert_eq!((held.id, hub.take_log().len()), (old.id(), 0));
+    // Without a digest it is followed.
+    let held = images.pull(want(&name, None, None)).await.unwrap();
+    assert_eq!(held.id, new.id());
+
+    // The tag has moved before it ever came: by digest, and the tag stays unknown.
+    hub.push("moved", "1", &old);
+    hub.push("moved", "1", &new);
+    let name = hub.reference("moved:1");
+    let held = images.pull(want(&name, Some(&old), None)).await.unwrap();
+    assert_eq!(held.id, old.id());
+    assert!(!held.tags.contains(&name), "{held:?}");
+    assert!(runtime.status(&name).await.unwrap().is_none());
+
+    hub.push("private", "1", &old);
+    hub.require("private", &["ann:pw"]);
+    let secret = |password: &str| {
+        let host = &hub.host;
+        format!(r#"{{"auths":{{"{host}":{{"username":"ann","password":"{password}"}}}}}}"#)
+    };
+    let private = hub.reference("private:1");
+    for (reference, secret, reason) in [
+        (hub.reference("absent:1"), None, "NotFound"),
+        (private.clone(), None, "Unauthorized"),
+        (private.clone(), Some(secret("wrong")), "Unauthorized"),
+        (private.clone(), Some("{".to_owned()), "SecretMissing"),
+        ("127.0.0.1:1/app:1".to_owned(), None, "RegistryUnavailable"),
+    ] {
+        let wanted = want(&reference, None, secret.as_deref());
+        let failure = images.pull(wanted).await.unwrap_err();
+        assert_eq!(failure.reason, reason, "{reference}: {failure}");
+        assert!(!failure.message.contains("wrong"), "{failure}");
+    }
+    let wanted = want(&private, Some(&old), Some(&secret("pw")));
+    let held = images.pull(wanted).await.unwrap();
+    assert!(held.tags.contains(&private), "{held:?}");
+
+    let list = images.list().await.unwrap();
+    let figures = images.figures().await.unwrap();
+    assert_eq!(figures.images, list.len() as u64);
+    assert!(list.iter().any(|image| image.id == new.id()));
+    assert!(
+        figures.capacity_bytes > 0 && figures.stored_bytes > 0,
+        "{figures:?}"
+    );
+    images.declare(Vec::new()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_service_holds_declared_images() {
+    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let args = AgentArgs {
+        root: Some(dir.path().join("root")),
+        socket: Some(dir.path().join("larder.sock")),
+        hosts_dir: vec![hosts(dir.path(), &hub)],
+        http: Some(String::new()),
+        ..AgentArgs::default()
+    };
+    let agent = Agent::build(Config::load(&args).unwrap()).await.unwrap();
+    let (readiness, shutdown) = (agent.readiness(), Shutdown::new());
+    let task = tokio::spawn(agent.run(shutdown.clone()));
+    while !readiness.ready() {
+        assert!(!task.is_finished());
+        tokio::task::yield_now().await;
+    }
+    serves_the_agent(&dir.path().join("larder.sock"), &hub).await;
+    shutdown.request();
+    task.await.unwrap().unwrap();
+}
+
+/// Ended with its test.
+struct Containerd(Child);
+
+impl Drop for Containerd {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_holds_declared_images() {
+    let name = "containerd_holds_declared_images";
+    let Some([containerd]) = need(name, ["containerd"]) else {
+        return;
+    };
+    if !is_root() {
+        return skip(name, "containerd needs root");
+    }
+    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let root = dir.path();
+    let socket = root.join("containerd.sock");
+    let hosts = hosts(root, &hub);
+    let config = format!(
+        "version = 3\nroot = '{root}/root'\nstate = '{root}/state'\n\
+         [plugins.'io.containerd.server.v1.grpc']\naddress = '{socket}'\n\
+         [plugins.'io.containerd.server.v1.ttrpc']\naddress = '{socket}.ttrpc'\n\
+         [plugins.'io.containerd.shim.v1.manager']\nsocket_dir = '{root}/s'\n\
+         [plugins.'io.containerd.internal.v1.opt']\npath = '{root}/opt'\n\
+         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
+         [plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'native'\n\
+         [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{hosts}'\n\
+         [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
+         [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '{root}/cni'\n",
+        root = root.display(),
+        socket = socket.display(),
+        hosts = hosts.display(),
+    );
+    std::fs::create_dir_all(root.join("cni")).unwrap();
+    std::fs::write(root.join("config.toml"), config).unwrap();
+    let log = std::fs::File::create(root.join("log")).unwrap();
+    let child = Command::new(containerd)
+        .arg("--config")
+        .arg(root.join("config.toml"))
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let mut running = Containerd(child);
+    let ready = async {
+        // A client of its own each time: one that failed waits longer.
+        while RuntimeImages::new(&socket, runtime::Metrics::default())
+            .fs_info()
+            .await
+            .is_err()
+        {
+            let ended = running.0.try_wait().unwrap();
+            let log = std::fs::read_to_string(root.join("log")).unwrap();
+            assert!(ended.is_none(), "{ended:?}\n{log}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), ready)
+        .await
+        .expect("containerd never answered");
+    serves_the_agent(&socket, &hub).await;
+}
