@@ -45,31 +45,26 @@ fn object(kind: &str, name: &str, spec: &Value) -> Value {
 
 /// What the API server says to each object, by its name: nothing where it would take it.
 fn judge(cluster: &Cluster, objects: &[Value]) -> BTreeMap<String, Option<String>> {
-    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string();
-    let answer = cluster.kubectl_with(&["create", "--dry-run=server", "-f", "-"], &list);
-    let mut said = BTreeMap::new();
-    for line in answer.stdout.lines() {
-        if let Some((_, rest)) = line.split_once(".larder.dev/") {
-            let name = rest.split(' ').next().unwrap_or_default();
-            said.insert(name.to_owned(), None);
-        }
-    }
-    // A message may have several lines; each begins with "Error from server".
-    for message in answer.stderr.split("Error from server").skip(1) {
-        let name = objects
-            .iter()
-            .map(|object| object["metadata"]["name"].as_str().unwrap())
-            .find(|name| message.contains(&format!("\"{name}\"")))
-            .unwrap_or_else(|| panic!("of no object: {message}"));
-        said.insert(name.to_owned(), Some(message.to_owned()));
-    }
-    assert_eq!(
-        said.len(),
-        objects.len(),
-        "{}{}",
-        answer.stdout,
-        answer.stderr
-    );
+    // One after the other, not as a List: that would be judged by kubectl as a whole.
+    let documents: Vec<String> = objects.iter().map(Value::to_string).collect();
+    let flags = ["create", "--dry-run=server", "-f", "-"];
+    let answer = cluster.kubectl_with(&flags, &documents.join("\n"));
+    let accepted: Vec<&str> = answer
+        .stdout
+        .lines()
+        .filter_map(|line| line.split_once(".larder.dev/")?.1.split(' ').next())
+        .collect();
+    // In the order of the objects; not each names its object.
+    let mut refusals = answer.stderr.split("Error from server").skip(1);
+    let said: BTreeMap<_, _> = objects
+        .iter()
+        .map(|object| object["metadata"]["name"].as_str().unwrap())
+        .map(|name| match accepted.contains(&name) {
+            true => (name.to_owned(), None),
+            false => (name.to_owned(), Some(refusals.next().unwrap().to_owned())),
+        })
+        .collect();
+    assert_eq!(refusals.next(), None);
     said
 }
 
