@@ -7,7 +7,7 @@ CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench bench-scale cluster cluster-down install image clean
+.PHONY: help build test lint fmt bench bench-scale cluster cluster-down install image clean manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -42,6 +42,10 @@ install: build ## install the binary and the systemd unit below PREFIX (and DEST
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/bin/larder|$(PREFIX)/bin/larder|' manifests/systemd/larder.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
+
+manifests: ## write the CRDs of the Rust types into manifests/
+	$(CARGO) build --locked
+	$(TARGET_DIR)/debug/larder crds >manifests/base/crds/crds.yaml
 
 image: ## build the container image as IMAGE
 	docker build --tag $(IMAGE) .

@@ -10,6 +10,8 @@ mod demo;
 mod doors;
 mod erofs;
 mod ingest;
+mod kube_api;
+mod kube_install;
 mod licences;
 mod operation;
 mod prepull;

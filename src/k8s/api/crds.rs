@@ -33,6 +33,10 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
 fn finish(schema: &mut JSONSchemaProps, status: bool) {
     // Optional fields are absent, never null: the API server drops the nulls that a client sends for them.
     schema.nullable = None;
+    // `kubectl explain` would keep the line ends of the source besides its own.
+    if let Some(description) = &mut schema.description {
+        *description = description.replace('\n', " ");
+    }
     // A status says what its writer said. An empty text is no default either, but what Rust has for an absent one.
     let empty = |default: &serde_json::Value| default.as_str() == Some("") || default.is_null();
     if status
