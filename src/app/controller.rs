@@ -1,7 +1,7 @@
 //! The controller: one client of the API server, one registry client, one address for metrics and probes.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,8 @@ use super::open::hosts_dirs;
 use crate::admin::Admin;
 use crate::image::Reference;
 use crate::k8s::agent::{BoxFuture, WantCredentials};
-use crate::k8s::api::{DEFAULT_NAMESPACE, reason};
+use crate::k8s::api::{CONTROLLER_NAME, DEFAULT_NAMESPACE, reason};
+use crate::k8s::connect::{ApiServer, Connection};
 use crate::k8s::controller::{Controller, Metrics, Options, Resolution, ResolveFailure, Resolver};
 use crate::lifecycle::{Readiness, Shutdown, Tasks};
 use crate::registry::{self, Access, Client, Credentials, ErrorClass, docker_credentials};
@@ -30,8 +31,6 @@ const ATTEMPTS: u32 = 2;
 const MAX_RETRY_AFTER: Duration = Duration::from_secs(2);
 /// What stopping may take, for connections of the probes.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(2);
-/// Of TCP and TLS to the API server.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Resolves what prepulls declare, lets nodes in by waves and counts them, until it is told to stop. Any number of
 /// replicas may run; one of them acts.
@@ -186,7 +185,10 @@ async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
         tasks.spawn("admin", served)
     });
 
-    let client = client(settings.kubeconfig.as_deref()).await?;
+    let server = settings
+        .kubeconfig
+        .map_or(ApiServer::InCluster, ApiServer::Kubeconfig);
+    let client = Connection::open(server, CONTROLLER_NAME).await?.client();
     let options = Options {
         namespace: settings.namespace,
         identity: identity(),
@@ -221,24 +223,6 @@ async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
     }
     tracing::info!("Controller stopped");
     result
-}
-
-/// From a file, or the pod's service account. Its own retries are off: the controller has its own.
-async fn client(kubeconfig: Option<&Path>) -> anyhow::Result<kube::Client> {
-    let mut config = match kubeconfig {
-        Some(path) => {
-            let file = kube::config::Kubeconfig::read_from(path)
-                .with_context(|| format!("kubeconfig {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default())
-                .await
-                .with_context(|| format!("kubeconfig {}", path.display()))?
-        }
-        None => kube::Config::incluster()
-            .context("service account of this pod; outside a cluster give --kubeconfig")?,
-    };
-    config.connect_timeout = Some(CONNECT_TIMEOUT);
-    config.default_retry = false;
-    kube::Client::try_from(config).context("client of the API server")
 }
 
 /// The host's name, and something that no other replica on it has.

@@ -1,4 +1,9 @@
 //! The controller against a real API server, with nodes and agents that exist only as objects.
+#![allow(
+    clippy::await_holding_lock,
+    clippy::unwrap_used,
+    clippy::needless_pass_by_value
+)]
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};

@@ -1,4 +1,5 @@
 //! The board against a server, registries and agents in memory, with a clock that is turned by hand.
+#![allow(clippy::needless_pass_by_value)]
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};

@@ -43,7 +43,8 @@ impl Opening {
                 self.node
             )
         } else {
-            format!("node {} holds the images and was opened", self.node)
+            // The same for all nodes, so that it is told once for many.
+            "nodes that hold the images are opened".to_owned()
         };
         Note {
             kind: self.prepull.kind.name(),

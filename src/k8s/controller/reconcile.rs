@@ -28,6 +28,8 @@ use crate::k8s::api::{
 
 /// Pause where too much is under way already.
 const BUSY: Duration = Duration::from_millis(250);
+/// The shortest pause between two looks that nothing caused.
+const AGAIN: Duration = Duration::from_millis(50);
 /// A first status waits so long for answers, so that it has something to say.
 const FIRST_STATUS: Duration = Duration::from_secs(1);
 /// A share of the nodes that may work at once, which is worth a step.
@@ -53,7 +55,8 @@ impl Board {
         };
         self.put_back(number, prepull);
         if let Some(wake) = wake {
-            self.mark(number, wake);
+            // Never at once: what could not be done now cannot be done a moment later.
+            self.mark(number, wake.max(now + AGAIN));
         }
     }
 
@@ -92,7 +95,7 @@ impl Board {
             &mut wake,
         );
         gate::openings(prepull, &self.nodes, now, wall, effects, &mut |at| {
-            wake.at(at)
+            wake.at(at);
         });
         let after = assemble(prepull, &self.nodes, &known, plan, wall);
         let before = &prepull.declared.status;
@@ -181,6 +184,10 @@ impl Board {
                     Asked::Full => prepull.lookups.postpone(&image, now + BUSY * 20),
                 }
             }
+        }
+        if !prepull.lookups.is_asking() && !prepull.lookups.is_due(now) {
+            // Secrets stay in memory for one round only.
+            prepull.credentials = None;
         }
         if !prepull.gathering {
             prepull

@@ -10,6 +10,7 @@ use kube::Client;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::board::{Board, Effect, Gather, Gathered, Write, Written};
 use super::declared::{Key, Kind};
@@ -88,12 +89,13 @@ impl Controller {
             &self.options.namespace,
             self.options.identity.clone(),
         );
-        let election = tokio::spawn(election.run(leading, release.clone()));
+        // None of them outlives this future: who does not act must not hold the lease.
+        let election = spawn(election.run(leading, release.clone()));
         let (notes, told) = mpsc::channel(QUEUE);
         let (openings, opened) = mpsc::channel(QUEUE);
         let herald = Herald::new(self.client.clone(), self.options.identity.clone());
-        let herald = tokio::spawn(tell(herald, told, self.metrics.clone()));
-        let gates = tokio::spawn(open(
+        let herald = spawn(tell(herald, told, self.metrics.clone()));
+        let gates = spawn(open(
             self.client.clone(),
             opened,
             notes.clone(),
@@ -106,6 +108,7 @@ impl Controller {
             complete: BTreeSet::new(),
             jobs: JoinSet::new(),
             measured: None,
+            failed: false,
             logged: HashMap::new(),
             notes,
             openings,
@@ -132,6 +135,8 @@ struct Work {
     complete: BTreeSet<&'static str>,
     jobs: JoinSet<Done>,
     measured: Option<Instant>,
+    /// Work was lost: a new process does better.
+    failed: bool,
     logged: HashMap<&'static str, Instant>,
     notes: mpsc::Sender<Note>,
     openings: mpsc::Sender<Opening>,
@@ -168,6 +173,9 @@ impl Work {
                     }
                 }
                 () = tokio::time::sleep_until(wake), if ready && self.board.is_leading() => {}
+            }
+            if self.failed {
+                return;
             }
             // Before everything was seen, absent nodes would count as gone.
             if self.is_complete() {
@@ -362,8 +370,10 @@ impl Work {
                 self.board.answered(&question, &answer, now);
             }
             Err(error) if error.is_cancelled() => {}
-            // What the task was to do is lost, and with it its place among those at once: a new process has both.
-            Err(error) => tracing::error!(err = %error, "A task panicked"),
+            Err(error) => {
+                tracing::error!(err = %error, "A task panicked");
+                self.failed = true;
+            }
         }
     }
 
@@ -378,6 +388,13 @@ impl Work {
                 .totals(&totals, self.board.desk.len());
         }
     }
+}
+
+fn spawn<F>(task: F) -> AbortOnDropHandle<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    AbortOnDropHandle::new(tokio::spawn(task))
 }
 
 async fn ask(resolver: Arc<dyn Resolver>, errand: Errand) -> Done {

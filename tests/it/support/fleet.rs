@@ -45,7 +45,15 @@ pub(crate) async fn install_kinds(client: &Client) {
 fn without_rules(value: &mut serde_json::Value) {
     match value {
         serde_json::Value::Object(map) => {
-            map.remove("x-kubernetes-validations");
+            for rule in [
+                "x-kubernetes-validations",
+                "enum",
+                "pattern",
+                "minimum",
+                "maximum",
+            ] {
+                map.remove(rule);
+            }
             map.values_mut().for_each(without_rules);
         }
         serde_json::Value::Array(list) => list.iter_mut().for_each(without_rules),
@@ -166,15 +174,15 @@ impl Fleet {
     /// Runs until it is dropped.
     pub(crate) async fn run(self) {
         let api: Api<ClusterImagePrepull> = Api::all(self.client.clone());
-        let events = watcher(api, watcher::Config::default())
-            .default_backoff()
-            .applied_objects();
-        let mut events = Box::pin(events.filter_map(async |event| event.ok()));
+        let events = watcher(api, watcher::Config::default()).default_backoff();
+        let mut events = Box::pin(events.applied_objects());
         let mut work = tokio::task::JoinSet::new();
         loop {
             tokio::select! {
                 prepull = events.next() => {
                     let Some(prepull) = prepull else { return };
+                    // The watch broke, and goes on.
+                    let Ok(prepull) = prepull else { continue };
                     for node in self.admitted(&prepull) {
                         work.spawn(self.clone().hold(node, prepull.clone()));
                     }
