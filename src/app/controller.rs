@@ -188,7 +188,7 @@ async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
     let server = settings
         .kubeconfig
         .map_or(ApiServer::InCluster, ApiServer::Kubeconfig);
-    let client = Connection::open(server, CONTROLLER_NAME).await?.client();
+    let client = Connection::new(server, CONTROLLER_NAME).client().await?;
     let options = Options {
         namespace: settings.namespace,
         identity: identity(),
