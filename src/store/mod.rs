@@ -40,6 +40,7 @@ mod staging;
 mod types;
 mod unpack;
 mod usage;
+mod verify;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
@@ -97,7 +98,7 @@ struct State {
     /// Images used since their row was written.
     touched: BTreeSet<ImageId>,
     /// Layers whose files were verified, as they were then.
-    verified: HashMap<DiffId, fsck::Stamp>,
+    verified: HashMap<DiffId, verify::Stamp>,
     usage: Usage,
     /// The layer whose turn it is to be scrubbed, and how many of its contents were.
     scrub: (Option<DiffId>, usize),
