@@ -276,7 +276,6 @@ async fn follow(
         .with_context(|| config.root.display().to_string())?;
     checks.store.set(true);
     let declared = Declared::build(&config.declared, &config.root, Arc::new(images), declared)
-        .await
         .context("declared images")?
         .context("nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests")?;
     let mut routes = Routes::builder();
