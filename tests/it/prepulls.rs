@@ -439,7 +439,7 @@ async fn nothing_is_let_go_by_faults() {
     cluster.start_part("apiserver");
     node.until("synced again", |status| status["api"]["synced"] == true)
         .await;
-    report(cluster, "fault-1", |report| {
+    told(cluster, "fault-1", |report| {
         report["status"]["prepulls"][0]["state"] == "Ready"
     })
     .await;
