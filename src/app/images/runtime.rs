@@ -11,6 +11,8 @@
 //!    then, and a pod that names the tag still has the kubelet pull it, which moves at most what the tag has come to
 //!    mean since.
 //!
+//! An image that came by rule 3 is listed to the agent under the tag all the same, so that it is not wanted without end.
+//!
 //! A tag without a digest (`--manifests`) is pulled as it is, each time; a digest alone, too.
 //!
 //! # What this cannot do
@@ -22,6 +24,9 @@
 //! - Pulls run beside those of pods, with the runtime's own limits; only their number is this agent's.
 //! - What is declared as pinned is not pinned: the kubelet may collect it, and it is pulled again.
 //! - The runtime pulls for its own platform only.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::image::{Digest, Platform, Reference};
 use crate::k8s::agent::{BoxFuture, Declared, Figures, HeldImage, Images, PullFailure, Want};
@@ -38,7 +43,12 @@ pub struct NodeImages {
     /// Asked what a tag is, never for content.
     registry: Client,
     plain_http: bool,
+    untagged: Arc<Mutex<Untagged>>,
 }
+
+/// Tags that images were wanted under and did not get, since the tag has moved on at the registry (rule 3), by the name
+/// with the digest. In memory: after a restart they are wanted, and found moved, again.
+type Untagged = BTreeMap<String, BTreeSet<String>>;
 
 impl NodeImages {
     /// Over a runtime's image service.
@@ -47,6 +57,7 @@ impl NodeImages {
             runtime,
             registry,
             plain_http: false,
+            untagged: Arc::default(),
         }
     }
 
@@ -110,7 +121,17 @@ impl NodeImages {
                 return Ok(image);
             }
         }
-        self.fetch(digested, credentials).await
+        let image = self.fetch(digested, credentials).await?;
+        if !image.repo_tags.contains(tagged) {
+            let mut untagged = self.untagged();
+            let tags = untagged.entry(digested.clone()).or_default();
+            tags.insert(tagged.clone());
+        }
+        Ok(image)
+    }
+
+    fn untagged(&self) -> MutexGuard<'_, Untagged> {
+        self.untagged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn fetch(&self, name: &str, credentials: &Credentials) -> Result<RuntimeImage, Error> {
@@ -238,11 +259,30 @@ fn held(image: RuntimeImage) -> HeldImage {
     }
 }
 
+/// Shows an image under the tag it was wanted under, unless the runtime has the tag by now, for this image or another: to
+/// the one who wants it, it is held as well as it can be. What is not here any more is forgotten.
+fn complete(images: &mut [HeldImage], untagged: &mut Untagged) {
+    let known: BTreeSet<String> = images.iter().flat_map(|image| image.tags.clone()).collect();
+    untagged.retain(|digested, tags| {
+        tags.retain(|tag| !known.contains(tag));
+        let image = images
+            .iter_mut()
+            .find(|image| image.digests.contains(digested));
+        if let Some(image) = image {
+            image.tags.extend(tags.iter().cloned());
+            return !tags.is_empty();
+        }
+        false
+    });
+}
+
 impl Images for NodeImages {
     fn list(&self) -> BoxFuture<'_, Result<Vec<HeldImage>, PullFailure>> {
         Box::pin(async {
             let images = self.runtime.list().await.map_err(|error| told(&error))?;
-            Ok(images.into_iter().map(held).collect())
+            let mut images: Vec<HeldImage> = images.into_iter().map(held).collect();
+            complete(&mut images, &mut self.untagged());
+            Ok(images)
         })
     }
 
@@ -279,5 +319,55 @@ impl Images for NodeImages {
                 healthy: true,
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn image(id: &str, tags: &[&str], digests: &[&str]) -> HeldImage {
+        let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        HeldImage {
+            id: id.to_owned(),
+            tags: owned(tags),
+            digests: owned(digests),
+            pinned: false,
+            size: 1,
+        }
+    }
+
+    #[test]
+    fn an_image_wanted_under_a_tag_that_moved_on_is_shown_under_it() {
+        let wanted =
+            |digested: &str, tag: &str| (digested.to_owned(), BTreeSet::from([tag.to_owned()]));
+        let mut untagged = Untagged::from([
+            wanted("r/a@1", "r/a:x"),
+            wanted("r/b@1", "r/b:x"),
+            wanted("r/c@1", "r/c:x"),
+        ]);
+        let mut images = vec![
+            image("1", &[], &["r/a@1"]),
+            image("2", &[], &["r/b@1"]),
+            image("3", &["r/b:x"], &["r/b@2"]),
+        ];
+        complete(&mut images, &mut untagged);
+        assert_eq!(images[0].tags, ["r/a:x"]);
+        assert!(images[1].tags.is_empty());
+        assert_eq!(untagged, Untagged::from([wanted("r/a@1", "r/a:x")]));
+    }
+
+    #[test]
+    fn ids_of_runtimes_take_one_form() {
+        for id in ["sha256:ab", "ab"] {
+            let image = RuntimeImage {
+                id: id.to_owned(),
+                repo_tags: Vec::new(),
+                repo_digests: Vec::new(),
+                size: 1,
+                pinned: false,
+            };
+            assert_eq!(held(image).id, "sha256:ab");
+        }
     }
 }
