@@ -78,7 +78,7 @@ fn every_overlay_is_made_of_known_objects() {
                 "Deployment" => drop(typed::<Deployment>(&object)),
                 "DaemonSet" => {
                     let agent: DaemonSet = typed(&object);
-                    let pod = agent.spec.unwrap().template.spec.unwrap();
+                    let pod = agent.spec.template.spec.unwrap();
                     let container = pod.containers.first().unwrap();
                     let security = container.security_context.as_ref().unwrap();
                     let privileged = security.privileged == Some(true);
