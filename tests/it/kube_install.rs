@@ -278,7 +278,7 @@ fn own_reports_only(cluster: &Cluster, uids: &[String]) {
     cluster.apply(
         &json!({"apiVersion": "v1", "kind": "List", "items": [
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "careless"},
-             "rules": [{"apiGroups": ["larder.dev"], "resources": ["nodeimagecaches"], "verbs": ["*"]}]},
+             "rules": [{"apiGroups": ["larder.dev"], "resources": ["nodeimagecaches", "nodeimagecaches/status"], "verbs": ["*"]}]},
             {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": "careless"},
              "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "careless"},
              "subjects": [
