@@ -23,7 +23,7 @@ pub fn slot(node_uid: &str, prepull_uid: &str, revision: &str) -> Slot {
         .as_bytes()
         .iter()
         .take(8)
-        .fold(0u64, |number, byte| number << 8 | u64::from(*byte));
+        .fold(0u64, |number, byte| (number << 8) | u64::from(*byte));
     (number >> 11).clamp(NOBODY + 1, ALL - 1)
 }
 
