@@ -7,7 +7,7 @@ bed=${LARDER_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-bed}
 cargo build --release --locked
 dir=$(mktemp -d)
 trap 'tests/bed/cluster.sh down "$dir/cluster"; rm -rf "$dir"' EXIT
-tests/bed/cluster.sh up "$dir/cluster"
+tests/bed/cluster.sh up --direct-etcd "$dir/cluster"
 # Simulated nodes send no heartbeat, and no pod shall run on them.
 for part in controller-manager scheduler; do tests/bed/cluster.sh stop "$part" "$dir/cluster"; done
 kubectl=("$bed/bin/kubectl" --kubeconfig "$dir/cluster/admin.kubeconfig")
