@@ -161,7 +161,8 @@ pub(super) fn classify(status: &Status) -> ErrorClass {
     }
     match status.code() {
         Code::NotFound => ErrorClass::NotFound,
-        Code::InvalidArgument => ErrorClass::InvalidReference,
+        // containerd says so of its own configuration, too.
+        Code::InvalidArgument if has(&["reference", "image name"]) => ErrorClass::InvalidReference,
         Code::Unauthenticated | Code::PermissionDenied => ErrorClass::Unauthorized,
         Code::DeadlineExceeded | Code::Cancelled => ErrorClass::Timeout,
         Code::ResourceExhausted => ErrorClass::InsufficientSpace,
