@@ -431,10 +431,10 @@ async fn nothing_is_let_go_by_faults() {
 
     // What is evicted is pulled again.
     node.larder(&["rmi", &db_name]);
-    node.until("evicted", |status| state(status) != "Ready")
-        .await;
-    node.until("healed", |status| state(status) == "Ready")
-        .await;
+    node.until("healed", |_| {
+        node.larder(&["images", "-q"]).lines().count() == 2
+    })
+    .await;
 
     cluster.start_part("apiserver");
     node.until("synced again", |status| status["api"]["synced"] == true)
