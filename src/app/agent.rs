@@ -98,6 +98,12 @@ struct Checks {
     socket: Check,
 }
 
+/// Metrics of what either kind of agent serves.
+struct Meters {
+    calls: cri::Metrics,
+    declared: kube_agent::Metrics,
+}
+
 impl Agent {
     /// Takes the address of metrics and probes.
     pub async fn build(config: Config) -> anyhow::Result<Self> {
@@ -140,8 +146,10 @@ impl Agent {
         } = self;
         let mut metrics = telemetry::registry(env!("CARGO_PKG_VERSION"));
         let parts = Parts::register(&mut metrics);
-        let calls = cri::Metrics::register(&mut metrics);
-        let declared = kube_agent::Metrics::register(&mut metrics);
+        let meters = Meters {
+            calls: cri::Metrics::register(&mut metrics),
+            declared: kube_agent::Metrics::register(&mut metrics),
+        };
         let runtime = match &config.images {
             Holder::Larder => None,
             Holder::Runtime { endpoint } => Some(RuntimeImages::new(
@@ -161,14 +169,14 @@ impl Agent {
         let result = match runtime {
             None => {
                 serve(
-                    &config, parts, calls, declared, &checks, &readiness, &shutdown, admin_task,
+                    &config, parts, meters, &checks, &readiness, &shutdown, admin_task,
                 )
                 .await
             }
             Some(runtime) => {
                 let images = NodeImages::new(runtime, parts.client(&config.cache)?);
                 follow(
-                    &config, images, calls, declared, &checks, &readiness, &shutdown, admin_task,
+                    &config, images, meters, &checks, &readiness, &shutdown, admin_task,
                 )
                 .await
             }
@@ -185,8 +193,7 @@ impl Agent {
 async fn serve(
     config: &Config,
     parts: Parts,
-    calls: cri::Metrics,
-    declared: kube_agent::Metrics,
+    meters: Meters,
     checks: &Checks,
     readiness: &Readiness,
     shutdown: &Shutdown,
@@ -205,11 +212,11 @@ async fn serve(
     tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
 
     let images = Arc::new(LarderImages::new(cache.clone()));
-    let declared = Declared::build(&config.declared, &config.root, images, declared)
+    let declared = Declared::build(&config.declared, &config.root, images, meters.declared)
         .context("declared images")?;
     let status = declared.as_ref().map(Declared::status);
     let (health, services) = services(&cache, status).await?;
-    let layer = RpcLayer::new(calls, &DESCRIPTORS).context("descriptors of the services")?;
+    let layer = RpcLayer::new(meters.calls, &DESCRIPTORS).context("descriptors of the services")?;
     let socket = Socket::bind(&config.socket)?;
     tracing::info!(socket = %socket.path().display(), "Socket served");
     let tasks = Tasks::new();
@@ -262,8 +269,7 @@ async fn serve(
 async fn follow(
     config: &Config,
     images: NodeImages,
-    calls: cri::Metrics,
-    declared: kube_agent::Metrics,
+    meters: Meters,
     checks: &Checks,
     readiness: &Readiness,
     shutdown: &Shutdown,
@@ -275,12 +281,19 @@ async fn follow(
         .await
         .with_context(|| config.root.display().to_string())?;
     checks.store.set(true);
-    let declared = Declared::build(&config.declared, &config.root, Arc::new(images), declared)
-        .context("declared images")?
-        .context("nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests")?;
+    let declared = Declared::build(
+        &config.declared,
+        &config.root,
+        Arc::new(images),
+        meters.declared,
+    )
+    .context("declared images")?
+    .context(
+        "nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests",
+    )?;
     let mut routes = Routes::builder();
     routes.add_service(control::prepulls_server(Some(declared.status())));
-    let layer = RpcLayer::new(calls, &DESCRIPTORS).context("descriptors of the services")?;
+    let layer = RpcLayer::new(meters.calls, &DESCRIPTORS).context("descriptors of the services")?;
     let socket = Socket::bind(&config.socket)?;
     let tasks = Tasks::new();
     let mut served = tasks.spawn(

@@ -9,7 +9,6 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 
 use super::config::ConfigError;
-use super::docker_config;
 use super::open::hosts_dirs;
 use crate::admin::Admin;
 use crate::image::Reference;
@@ -18,7 +17,9 @@ use crate::k8s::api::{CONTROLLER_NAME, DEFAULT_NAMESPACE, reason};
 use crate::k8s::connect::{ApiServer, Connection};
 use crate::k8s::controller::{Controller, Metrics, Options, Resolution, ResolveFailure, Resolver};
 use crate::lifecycle::{Readiness, Shutdown, Tasks};
-use crate::registry::{self, Access, Client, Credentials, ErrorClass, docker_credentials};
+use crate::registry::{
+    self, Access, Client, Credentials, ErrorClass, docker_credentials, secret_credentials,
+};
 use crate::telemetry::{self, LogConfig, LogFormat};
 
 /// Threads: the controller thinks in one place, the rest waits.
@@ -263,19 +264,20 @@ impl Registries {
     }
 
     /// What to show to the registry of a reference, in the order of trying.
-    async fn candidates(&self, domain: &str, secrets: &[WantCredentials]) -> Vec<Credentials> {
-        let mut found: Vec<Credentials> = secrets
-            .iter()
-            .filter_map(|secret| match docker_config::credentials(&secret.docker_config, domain) {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(secret = secret.source, err = %error, "Pull secret was not used");
-                    None
-                }
-            })
-            .collect();
+    async fn candidates(
+        &self,
+        reference: &Reference,
+        secrets: &[WantCredentials],
+    ) -> Vec<Credentials> {
+        let mut found = Vec::new();
+        for secret in secrets {
+            match secret_credentials(&secret.docker_config, &secret.source, reference) {
+                Ok(credentials) => found.extend(credentials),
+                Err(error) => tracing::warn!(err = %error, "Pull secret was not used"),
+            }
+        }
         if let Some(file) = &self.authfile {
-            match docker_credentials(file, domain).await {
+            match docker_credentials(file, &reference.repository()).await {
                 Ok(credentials) => found.extend(credentials),
                 Err(error) => tracing::warn!(err = %error, "Credentials file was not used"),
             }
@@ -290,7 +292,7 @@ impl Registries {
         secrets: Arc<[WantCredentials]>,
     ) -> Result<Resolution, ResolveFailure> {
         let mut last = None;
-        for credentials in self.candidates(reference.domain(), &secrets).await {
+        for credentials in self.candidates(&reference, &secrets).await {
             match self.once(&reference, credentials).await {
                 Ok(resolution) => return Ok(resolution),
                 Err(failure) => {

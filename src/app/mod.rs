@@ -9,7 +9,6 @@ pub mod controller;
 pub mod crds;
 mod credentials;
 pub mod demo;
-mod docker_config;
 pub mod images;
 mod kube_agent;
 mod open;

@@ -116,7 +116,7 @@ impl Globals {
 enum Verb {
     /// Run the node agent in the foreground
     #[command(after_help = agent::AFTER)]
-    Agent(AgentArgs),
+    Agent(Box<AgentArgs>),
     /// Run the cluster's controller in the foreground
     #[command(after_help = controller::AFTER)]
     Controller(ControllerArgs),

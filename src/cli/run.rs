@@ -45,7 +45,7 @@ impl Terminal {
 pub(super) fn verb(cli: Cli) -> Result<ExitCode, Failure> {
     let Cli { globals, verb } = cli;
     match verb {
-        Verb::Agent(args) => return agent::run(args, &globals),
+        Verb::Agent(args) => return agent::run(*args, &globals),
         Verb::Controller(args) => return controller::run(args, &globals),
         Verb::Completions(args) => {
             completions::run(&args)?;

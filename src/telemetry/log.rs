@@ -94,8 +94,9 @@ impl LogConfig {
                 });
             }
         }
+        // The client logs each attempt that fails; who uses it says once that the API server is gone.
         EnvFilter::builder()
-            .parse(&self.level)
+            .parse(format!("kube_client=off,{}", self.level))
             .map_err(|error| LogError::Level {
                 level: level(),
                 cause: error.to_string(),

@@ -11,8 +11,10 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 13] = [
+const VERBS: [&str; 15] = [
     "agent",
+    "controller",
+    "crds",
     "pull",
     "images",
     "inspect",

@@ -1,11 +1,13 @@
 //! One integration binary: each further one would cost a link of the whole dependency tree.
 
 mod agent;
+mod background;
 mod bad_input;
 mod cli;
 mod cluster;
 mod controller;
 mod crash;
+mod declared;
 mod demo;
 mod doors;
 mod erofs;
@@ -14,8 +16,6 @@ mod kube_api;
 mod kube_install;
 mod licences;
 mod operation;
-mod prepull;
-mod prepulls;
 mod pull;
 mod reach;
 mod real;

@@ -336,7 +336,7 @@ impl Core {
     /// Asks about suspects whose time has come.
     fn check(&mut self) {
         let Some(api) = &self.api else { return };
-        for identity in self.known.to_check(Instant::now()) {
+        for identity in self.known.take_due(Instant::now()) {
             let connection = api.following.connection.clone();
             self.tasks.spawn(work::check(connection, identity));
         }

@@ -244,7 +244,7 @@ impl Known {
     }
 
     /// Objects to ask about now. Each is to be answered by [`Known::checked`].
-    pub(super) fn to_check(&mut self, now: Instant) -> Vec<Identity> {
+    pub(super) fn take_due(&mut self, now: Instant) -> Vec<Identity> {
         let due = |suspect: &&mut Suspect| !suspect.asked && suspect.check <= now;
         self.suspects
             .values_mut()

@@ -51,7 +51,7 @@ fn lost(trouble: Trouble) -> Message {
 /// Uids that would be asked about after any time.
 fn suspects(known: &mut Known) -> Vec<String> {
     let later = Instant::now() + CONFIRM_AGAIN * 2;
-    let due = known.to_check(later).into_iter();
+    let due = known.take_due(later).into_iter();
     due.map(|identity| identity.uid).collect()
 }
 
@@ -63,7 +63,7 @@ fn a_deletion_counts_when_it_was_confirmed() {
     assert!(known.next_check().is_none());
     known.take(gone("a"), &holds);
     assert!(known.gone.is_empty());
-    assert!(known.to_check(Instant::now()).is_empty(), "not at once");
+    assert!(known.take_due(Instant::now()).is_empty(), "not at once");
     assert_eq!(suspects(&mut known), ["a"]);
     assert!(known.next_check().is_none(), "asked once");
     known.checked("a".to_owned(), Verdict::Unsure);

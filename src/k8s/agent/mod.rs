@@ -332,10 +332,10 @@ async fn identify(following: Following, node: String, to: mpsc::Sender<Message>)
                 match &fault {
                     // A person's kubeconfig is fine where no admission policy asks for more.
                     Some(fault) => {
-                        tracing::warn!(node, err = fault, "Credentials are not this node's")
+                        tracing::warn!(node, err = fault, "Credentials are not this node's");
                     }
                     None => {
-                        tracing::info!(node, user = identity.user, "Credentials are this node's")
+                        tracing::info!(node, user = identity.user, "Credentials are this node's");
                     }
                 }
                 // Only what names another node is certain to be refused.

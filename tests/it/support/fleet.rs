@@ -134,6 +134,9 @@ pub(crate) struct Log {
     pub(crate) begun: Vec<(String, String)>,
 }
 
+/// Tells how a node fares with a prepull.
+type Judge = dyn Fn(&str, &ClusterImagePrepull) -> Outcome + Send + Sync;
+
 /// Agents of several nodes.
 #[derive(Clone)]
 pub(crate) struct Fleet {
@@ -141,7 +144,7 @@ pub(crate) struct Fleet {
     nodes: Arc<Mutex<BTreeMap<String, NodeFacts>>>,
     held: Arc<Mutex<HashMap<String, BTreeMap<String, HeldPrepull>>>>,
     writing: Arc<HashMap<String, tokio::sync::Mutex<()>>>,
-    outcome: Arc<dyn Fn(&str, &ClusterImagePrepull) -> Outcome + Send + Sync>,
+    outcome: Arc<Judge>,
     pub(crate) log: Arc<Mutex<Log>>,
 }
 

@@ -64,7 +64,7 @@ impl Node {
 
     async fn until(&mut self, what: impl FnMut(&Traffic) -> bool) -> Traffic {
         let found = tokio::time::timeout(LONG, self.traffic.wait_for(what)).await;
-        *found.expect("the traffic never was so").unwrap()
+        *found.unwrap().unwrap()
     }
 }
 
