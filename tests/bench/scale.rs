@@ -217,7 +217,7 @@ async fn config(path: &Path) -> Config {
     config
 }
 
-/// A registry in which every reference is an image.
+/// A registry in which every reference is an image, for who only asks (HEAD).
 async fn registry() -> String {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let host = listener.local_addr().unwrap().to_string();
@@ -225,6 +225,7 @@ async fn registry() -> String {
         let digest = larder::image::Digest::sha256(request.uri().path().as_bytes());
         let headers = [
             ("docker-content-digest", digest.to_string()),
+            ("content-length", "2".to_owned()),
             (
                 "content-type",
                 "application/vnd.oci.image.manifest.v1+json".to_owned(),
