@@ -5,22 +5,17 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use k8s_openapi::ByteString;
-use kube::core::Request;
-use serde::Deserialize;
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::seam::WantCredentials;
 use crate::k8s::api::SecretRef;
 use crate::k8s::connect::{Connection, REQUEST_TIMEOUT};
+use crate::k8s::pull_secret::{self, Cause};
 
 /// Long enough for one prepull's images, short enough for a rotation.
 const KEPT: Duration = Duration::from_secs(300);
 /// Secrets kept at once.
 const MOST: usize = 256;
-/// What a docker config with a hundred registries needs.
-const MAX_BYTES: usize = 256 << 10;
-const KEY: &str = ".dockerconfigjson";
 
 /// Why a secret is not to be had, without what is in it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -28,7 +23,7 @@ const KEY: &str = ".dockerconfigjson";
 pub(super) struct SecretFault {
     namespace: String,
     name: String,
-    cause: &'static str,
+    cause: Cause,
 }
 
 /// Secrets by name.
@@ -49,13 +44,6 @@ impl std::fmt::Debug for Kept {
             .field("until", &self.until)
             .finish_non_exhaustive()
     }
-}
-
-/// As much of a Secret as is needed. Not the whole type: what does not fit would be quoted in an error.
-#[derive(Deserialize)]
-struct Secret {
-    #[serde(default)]
-    data: BTreeMap<String, ByteString>,
 }
 
 impl Secrets {
@@ -97,7 +85,7 @@ impl Secrets {
         }
     }
 
-    async fn one(&self, secret: &SecretRef) -> Result<Arc<[u8]>, &'static str> {
+    async fn one(&self, secret: &SecretRef) -> Result<Arc<[u8]>, Cause> {
         let now = Instant::now();
         {
             let mut kept = self.lock();
@@ -106,7 +94,9 @@ impl Secrets {
                 return Ok(kept.config.clone());
             }
         }
-        let config: Arc<[u8]> = self.fetch(secret).await?.into();
+        let client = self.connection.client().await;
+        let client = client.map_err(|_| Cause::Unreachable)?;
+        let config = pull_secret::read(&client, secret, REQUEST_TIMEOUT).await?;
         let mut kept = self.lock();
         if kept.len() < MOST {
             let until = now + KEPT;
@@ -116,69 +106,7 @@ impl Secrets {
         Ok(config)
     }
 
-    async fn fetch(&self, secret: &SecretRef) -> Result<Vec<u8>, &'static str> {
-        let path = format!("/api/v1/namespaces/{}/secrets", secret.namespace);
-        if !plain(&secret.namespace) || !plain(&secret.name) {
-            return Err("its name is none");
-        }
-        let request = Request::new(path)
-            .get(&secret.name, &kube::api::GetParams::default())
-            .map_err(|_| "its name is none")?;
-        // As text: a client that decodes answers logs those it cannot decode.
-        let asked = async { self.connection.client().await?.request_text(request).await };
-        let text = match timeout(REQUEST_TIMEOUT, asked).await {
-            Ok(Ok(text)) => text,
-            Ok(Err(kube::Error::Api(status))) => {
-                return Err(match status.code {
-                    401 => "the API server refuses this agent's credentials",
-                    403 => "this agent may not get it: a RoleBinding for it is missing",
-                    404 => "there is none",
-                    _ => "the API server refuses",
-                });
-            }
-            Ok(Err(_)) | Err(_) => return Err("the API server is not reached"),
-        };
-        let mut secret: Secret =
-            serde_json::from_str(&text).map_err(|_| "the answer cannot be read")?;
-        match secret.data.remove(KEY) {
-            Some(ByteString(config)) if config.len() <= MAX_BYTES => Ok(config),
-            Some(_) => Err("it is larger than 256 KiB"),
-            None => {
-                Err("it has no .dockerconfigjson: its type must be kubernetes.io/dockerconfigjson")
-            }
-        }
-    }
-
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<SecretRef, Kept>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A name of Kubernetes, so that nothing but one object is asked for.
-fn plain(name: &str) -> bool {
-    (1..=253).contains(&name.len())
-        && !name.starts_with('.')
-        && name
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.')
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_lead_nowhere_else() {
-        for (name, good) in [
-            ("regcred", true),
-            ("a.b-c", true),
-            ("", false),
-            ("..", false),
-            ("a/b", false),
-            ("a?b", false),
-            ("A", false),
-        ] {
-            assert_eq!(plain(name), good, "{name}");
-        }
     }
 }

@@ -5,19 +5,18 @@ use std::time::Duration;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use k8s_openapi::api::batch::v1::{CronJob, Job};
-use k8s_openapi::api::core::v1::{PodSpec, Secret};
+use k8s_openapi::api::core::v1::PodSpec;
 use kube::{Api, Client, Resource};
 use tokio::time::timeout;
 
 use super::board::{Gather, Gathered};
 use super::lookups::ImageFault;
 use crate::k8s::agent::WantCredentials;
-use crate::k8s::api::{ClusterWorkload, SecretRef, reason};
+use crate::k8s::api::{ClusterWorkload, reason};
+use crate::k8s::pull_secret::{self, Cause, KEY};
 
 /// Of one request.
 const REQUEST: Duration = Duration::from_secs(10);
-/// The key of a secret of type `kubernetes.io/dockerconfigjson`.
-const KEY: &str = ".dockerconfigjson";
 /// Workloads and secrets that are read for one prepull; their schema has lower limits.
 const MOST: usize = 64;
 
@@ -56,16 +55,24 @@ pub(super) async fn gather(client: &Client, gather: &Gather) -> Gathered {
     }
     for secret in gather.secrets.iter().take(MOST) {
         let subject = format!("secret {}/{}", secret.namespace, secret.name);
-        match credentials(client, secret).await {
-            Read::Found(Some(found)) => gathered.credentials.push(found),
-            Read::Found(None) => gathered
-                .missing
-                .push(format!("{subject} has no {KEY}: its type has to be kubernetes.io/dockerconfigjson")),
-            Read::Absent => gathered.missing.push(format!("{subject} does not exist")),
-            Read::Forbidden => gathered.missing.push(format!(
-                "{subject} may not be read: a RoleBinding has to let the controller's service account get it"
-            )),
-            Read::Lost(_) => gathered.missing.push(format!("{subject} could not be read just now")),
+        match pull_secret::read(client, secret, REQUEST).await {
+            Ok(docker_config) => gathered.credentials.push(WantCredentials {
+                source: format!("{}/{}", secret.namespace, secret.name),
+                docker_config,
+            }),
+            Err(cause) => gathered.missing.push(match cause {
+                Cause::Type => format!(
+                    "{subject} has no {KEY}: its type has to be kubernetes.io/dockerconfigjson"
+                ),
+                Cause::Absent => format!("{subject} does not exist"),
+                Cause::Forbidden => format!(
+                    "{subject} may not be read: a RoleBinding has to let the controller's service account get it"
+                ),
+                Cause::Name | Cause::TooLarge => format!("{subject}: {cause}"),
+                Cause::Unauthorized | Cause::Refused | Cause::Unreachable | Cause::Unreadable => {
+                    format!("{subject} could not be read just now")
+                }
+            }),
         }
     }
     gathered
@@ -128,21 +135,6 @@ fn images(pod: PodSpec) -> Vec<String> {
         .collect()
 }
 
-async fn credentials(client: &Client, secret: &SecretRef) -> Read<Option<WantCredentials>> {
-    match get::<Secret>(client, &secret.namespace, &secret.name).await {
-        Read::Found(object) => {
-            let config = object.data.and_then(|mut data| data.remove(KEY));
-            Read::Found(config.map(|config| WantCredentials {
-                source: format!("{}/{}", secret.namespace, secret.name),
-                docker_config: config.0.into(),
-            }))
-        }
-        Read::Absent => Read::Absent,
-        Read::Forbidden => Read::Forbidden,
-        Read::Lost(error) => Read::Lost(error),
-    }
-}
-
 async fn get<K>(client: &Client, namespace: &str, name: &str) -> Read<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
@@ -153,7 +145,7 @@ where
         Ok(Ok(Some(object))) => Read::Found(object),
         Ok(Ok(None)) => Read::Absent,
         Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => Read::Forbidden,
-        // The text of a parser may quote what it read, which may be a secret.
+        // The text of a parser may quote what it read.
         Ok(Err(kube::Error::SerdeError(_))) => {
             Read::Lost("the answer was not understood".to_owned())
         }
