@@ -8,6 +8,7 @@ use jiff::Timestamp;
 use super::prepull::{Unit, later};
 use super::seam::PullFailure;
 use crate::k8s::api::reason;
+use crate::k8s::backoff::backoff;
 
 /// Pause after the first failure; each further one doubles it.
 const FIRST: Duration = Duration::from_secs(2);
@@ -53,10 +54,7 @@ impl Attempts {
         roll: f64,
     ) -> Self {
         let failures = before.map_or(0, |before| before.failures).saturating_add(1);
-        let doubled = FIRST.saturating_mul(1 << failures.saturating_sub(1).min(16));
-        let pause = doubled
-            .min(LONGEST)
-            .mul_f64(0.5 + roll.clamp(0.0, 1.0) / 2.0);
+        let pause = backoff(failures, FIRST, LONGEST, roll);
         let wish = failure.retry_after.unwrap_or_default().min(LONGEST_WISH);
         Attempts {
             failures,

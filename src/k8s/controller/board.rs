@@ -13,11 +13,12 @@ use super::gate::Opening;
 use super::lookups::ImageFault;
 use super::nodes::{Change, Id, NodeView, Nodes, id};
 use super::notes::{Note, notes};
-use super::pace::{self, Bucket};
+use super::pace::Bucket;
 use super::prepull::Prepull;
 use crate::image::Digest;
 use crate::k8s::agent::WantCredentials;
 use crate::k8s::api::{ClusterWorkload, NodeFacts, NodeImageCache, PrepullStatus, SecretRef};
+use crate::k8s::backoff::backoff;
 
 /// Changes that come so soon after each other are answered together.
 const TOGETHER: Duration = Duration::from_millis(200);
@@ -368,7 +369,7 @@ impl Board {
             Written::Gone => prepull.not_before = Some(now + LAST_RETRY),
             Written::Failed => {
                 prepull.write_failures = prepull.write_failures.saturating_add(1);
-                let pause = pace::backoff(prepull.write_failures, FIRST_RETRY, LAST_RETRY, jitter);
+                let pause = backoff(prepull.write_failures, FIRST_RETRY, LAST_RETRY, jitter);
                 prepull.not_before = Some(now + pause);
             }
         }

@@ -6,10 +6,10 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use super::pace;
 use super::seam::ResolveFailure;
 use crate::image::{Digest, Reference};
 use crate::k8s::api::{MAX_IMAGES, ResolvedImage, reason};
+use crate::k8s::backoff::backoff;
 
 /// A first round of answers is waited for so long before nodes get what there is.
 pub(super) const PATIENCE: Duration = Duration::from_secs(15);
@@ -195,7 +195,7 @@ impl Lookups {
                     FIRST_RETRY
                 };
                 let asked = failure.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
-                let pause = pace::backoff(image.failures, first, LAST_RETRY, jitter).max(asked);
+                let pause = backoff(image.failures, first, LAST_RETRY, jitter).max(asked);
                 image.next = Some(now + pause);
                 image.fault = Some((failure.reason, failure.message.clone()));
                 // A digest needs no registry to be known; only that it is not there is news.

@@ -33,17 +33,6 @@ pub(super) fn due(last: Option<Instant>, now: Instant, desired: u64, urgent: boo
     last.map_or(now, |last| last + pause)
 }
 
-/// Delay before attempt number `failures + 1`: doubles from `first` up to `most`, between half of that and all of it.
-pub(super) fn backoff(failures: u32, first: Duration, most: Duration, jitter: f64) -> Duration {
-    let doubled = first.saturating_mul(
-        1u32.checked_shl(failures.saturating_sub(1).min(20))
-            .unwrap_or(1),
-    );
-    doubled
-        .min(most)
-        .mul_f64(0.5 + 0.5 * jitter.clamp(0.0, 1.0))
-}
-
 /// A bucket of tokens that fills by itself.
 #[derive(Clone, Debug)]
 pub(super) struct Bucket {
@@ -105,16 +94,6 @@ mod tests {
             now + Duration::from_secs(20)
         );
         assert_eq!(due(Some(now), now, 5000, true), now + URGENT_GAP);
-    }
-
-    #[test]
-    fn backoff_doubles_up_to_its_limit() {
-        let (first, most) = (Duration::from_secs(1), Duration::from_secs(60));
-        assert_eq!(backoff(1, first, most, 1.0), first);
-        assert_eq!(backoff(1, first, most, 0.0), first / 2);
-        assert_eq!(backoff(3, first, most, 1.0), first * 4);
-        assert_eq!(backoff(30, first, most, 1.0), most);
-        assert_eq!(backoff(0, first, most, 1.0), first);
     }
 
     #[test]
