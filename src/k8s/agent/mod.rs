@@ -24,7 +24,6 @@ mod secrets;
 mod state;
 mod view;
 mod watch;
-mod window;
 mod work;
 mod writer;
 

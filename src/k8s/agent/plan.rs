@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use super::assign::Hold;
 use super::prepull::{Unit, later};
 use super::retry::Failures;
-use crate::k8s::api::SecretRef;
+use crate::k8s::api::{Opening, SecretRef};
 
 /// Pulls at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +88,7 @@ pub(super) fn plan(
         if let Some(end) = hold.released_at() {
             wake(end);
         }
-        let closed = hold.terms.window.filter(|window| !window.open(now));
+        let opening = hold.terms.window.map(|window| window.opening(now));
         for unit in hold.wanted() {
             let is_held = held(unit);
             let again = stale(hold, unit).filter(|_| is_held);
@@ -100,12 +100,10 @@ pub(super) fn plan(
             if !missing && !running {
                 continue;
             }
-            if let Some(window) = closed
+            if let Some(Opening::Closed(until)) = opening
                 && !running
             {
-                if let Some(opens) = window.opens(now) {
-                    wake(opens);
-                }
+                until.into_iter().for_each(&mut wake);
                 continue;
             }
             let entry = wanted.entry(unit).or_insert(Wanted {

@@ -6,7 +6,6 @@ use super::super::assign::{HeldRevision, Released, Why};
 use super::super::prepull::{Identity, Terms};
 use super::super::retry::Attempts;
 use super::super::seam::PullFailure;
-use super::super::window::Window;
 use super::*;
 use crate::k8s::api;
 
@@ -163,7 +162,7 @@ fn windows_hold_back_what_has_not_begun() {
         duration: "2h".to_owned(),
         days: Vec::new(),
     };
-    night.terms.window = Some(Window::compile(&window).unwrap());
+    night.terms.window = Some(api::TimeWindow::new(&window).unwrap());
     let mut node = Node::new(vec![night]);
     node.running.insert(unit("a.io/1"));
     let plan = node.plan();

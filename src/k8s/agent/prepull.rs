@@ -6,11 +6,10 @@ use std::time::Duration;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::window::Window;
 use crate::image::{Digest, Platform, Reference};
 use crate::k8s::api::{
     ALL, ClusterImagePrepull, ImagePrepull, MAX_IMAGES, Mode, NodeFacts, PrepullStatus, SecretRef,
-    SharedPrepullSpec, Slot, Visibility, parse_duration,
+    SharedPrepullSpec, Slot, TimeWindow, Visibility, parse_duration,
 };
 
 /// Platforms that one prepull may ask for; more are left out.
@@ -169,7 +168,7 @@ pub(super) struct Terms {
     /// Private images are shown to every pod.
     pub(super) node_wide: bool,
     /// When pulls may start.
-    pub(super) window: Option<Window>,
+    pub(super) window: Option<TimeWindow>,
     /// How long they stay protected after a release.
     pub(super) retain_seconds: u64,
     /// How often tags are pulled again; for files only, elsewhere it is the controller's.
@@ -287,10 +286,10 @@ impl Prepull {
     fn new(identity: Identity, spec: &SharedPrepullSpec) -> Self {
         let mut faults = Vec::new();
         let window = spec.window.as_ref().and_then(|window| {
-            Window::compile(window)
-                .map_err(|fault| faults.push(format!("window: {fault}; it is taken for closed")))
+            TimeWindow::new(window)
+                .map_err(|error| faults.push(format!("{error}; it is taken for closed")))
                 .ok()
-                .or(Some(Window::NEVER))
+                .or(Some(TimeWindow::NEVER))
         });
         let terms = Terms {
             priority: spec.priority,

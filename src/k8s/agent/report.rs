@@ -111,7 +111,7 @@ impl Facts<'_> {
             || missing
                 .iter()
                 .any(|unit| self.work.running.contains(*unit) || failures(unit).is_some());
-        let closed = hold.terms.window.is_some_and(|window| !window.open(now));
+        let closed = hold.terms.window.is_some_and(|window| !window.is_open(now));
         let (state, reason) = if missing.is_empty() {
             (HoldState::Ready, "")
         } else if gave_up == missing.len() {

@@ -1,5 +1,5 @@
 //! The four kinds of `larder.dev/v1alpha1`, and the pure words that agent and controller must agree on: which nodes a
-//! prepull chooses, a node's slot in a rollout, durations, percentages, names of conditions and reasons.
+//! prepull chooses, a node's slot in a rollout, times of day, durations, percentages, names of conditions and reasons.
 //!
 //! Values only: no client, no clock, no io. The Rust types are the source of the CRDs (`larder crds`).
 
@@ -14,6 +14,7 @@ mod prune;
 mod schema;
 mod selector;
 mod slot;
+mod window;
 
 pub use amount::{Amount, AmountError};
 pub use crds::crds;
@@ -41,6 +42,7 @@ pub use selector::{
     LabelSelector, NodeFacts, NodeSelectorRequirement, NodeSelectorTerm, Requirement, Taint,
 };
 pub use slot::{ALL, NOBODY, Slot, slot};
+pub use window::{Opening, TimeWindow, WindowError};
 
 #[cfg(test)]
 mod tests {

@@ -27,7 +27,6 @@ mod send;
 mod status;
 mod watch;
 mod wave;
-mod window;
 
 pub use metrics::Metrics;
 pub use run::{Controller, Options};

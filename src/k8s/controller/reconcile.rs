@@ -19,11 +19,10 @@ use super::revision::{Next, admitted, is_current, next};
 use super::seats::Seats;
 use super::status::{self, Difference, Facts, Hold, difference};
 use super::wave::{self, Counts, Limits, Position, Progress};
-use super::window::{self, Opening};
 use crate::image::Platform;
 use crate::k8s::api::{
-    ALL, IntOrPercent, NOBODY, PrepullFailure, PrepullStatus, ResolvedImage, Rollout,
-    RolloutStatus, parse_duration,
+    ALL, IntOrPercent, NOBODY, Opening, PrepullFailure, PrepullStatus, ResolvedImage, Rollout,
+    RolloutStatus, TimeWindow, parse_duration,
 };
 
 /// Pause where too much is under way already.
@@ -369,10 +368,15 @@ fn holds(
         return Hold::Paused;
     }
     if let Some(window) = &spec.window {
-        match window::opening(window, wall) {
-            Ok(Opening::Open(left)) => left.into_iter().for_each(|left| wake.at(now + left)),
-            Ok(Opening::Closed(left)) => {
-                wake.at(now + left);
+        let mut wake_at = |until: Option<Timestamp>| {
+            let left = until.map(|until| until.duration_since(wall).max(Default::default()));
+            left.into_iter()
+                .for_each(|left| wake.at(now + left.unsigned_abs()));
+        };
+        match TimeWindow::new(window).map(|window| window.opening(wall)) {
+            Ok(Opening::Open(until)) => wake_at(until),
+            Ok(Opening::Closed(until)) => {
+                wake_at(until);
                 return Hold::OutsideWindow;
             }
             Err(error) => return Hold::Invalid(error.to_string()),
