@@ -57,6 +57,8 @@ pub mod reason {
     pub const FAILURE_BUDGET_EXCEEDED: &str = "FailureBudgetExceeded";
     /// Stalled: the revision took longer than `rollout.deadline`.
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// Progressing, Stalled: the spec has a value that passed its schema and means nothing.
+    pub const INVALID_SPEC: &str = "InvalidSpec";
     /// Stalled: it is not.
     pub const AS_EXPECTED: &str = "AsExpected";
     /// Resolved: every image has a digest.

@@ -5,6 +5,8 @@
 mod board;
 #[cfg(test)]
 mod board_tests;
+#[cfg(test)]
+mod board_world;
 mod declared;
 mod desk;
 mod failures;
