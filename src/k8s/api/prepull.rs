@@ -432,12 +432,12 @@ pub struct PrepullFailure {
     /// The image, as the spec names it.
     #[schemars(length(max = 512))]
     pub image: String,
-    /// One of the nodes that are kept: the first by name that reports it, or, where the image has no digest, one that
-    /// the spec chooses. Empty where it chooses none.
+    /// A node that is not ready because of it: the first by name of those that report it, or, where the image has no
+    /// digest, one that the spec chooses. Empty where it chooses none.
     #[serde(skip_serializing_if = "String::is_empty")]
     #[schemars(length(max = 253))]
     pub node: String,
-    /// How many nodes are kept by it.
+    /// How many nodes are not ready because of it.
     #[serde(skip_serializing_if = "is_default")]
     pub nodes: i64,
     /// One of a closed set.
