@@ -14,15 +14,22 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("telemetry", &[]),
     ("registry", &["image"]),
     ("store", &["image", "erofs"]),
-    ("cache", &["image", "registry", "store", "lifecycle"]),
+    ("prune", &["image"]),
+    (
+        "cache",
+        &["image", "registry", "store", "prune", "lifecycle"],
+    ),
     ("cri", &["image", "cache", "lifecycle", "telemetry"]),
-    ("control", &["image", "cache", "lifecycle", "telemetry"]),
+    (
+        "control",
+        &["image", "prune", "cache", "lifecycle", "telemetry"],
+    ),
     ("admin", &["lifecycle", "telemetry"]),
     ("runtime", &["image", "lifecycle", "telemetry"]),
-    ("k8s", &["image", "lifecycle", "telemetry"]),
+    ("k8s", &["image", "prune", "lifecycle", "telemetry"]),
     (
         "cli",
-        &["image", "app", "control", "lifecycle", "telemetry"],
+        &["image", "prune", "app", "control", "lifecycle", "telemetry"],
     ),
     ("app", &["*"]),
 ];
