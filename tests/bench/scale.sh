@@ -14,6 +14,7 @@ kubectl=("$bed/bin/kubectl" --kubeconfig "$dir/cluster/admin.kubeconfig")
 "${kubectl[@]}" kustomize manifests/base | "${kubectl[@]}" apply --server-side -f - >/dev/null || true
 "${kubectl[@]}" wait --for=condition=Established crd -l app.kubernetes.io/part-of=larder --timeout=60s >/dev/null
 "${kubectl[@]}" kustomize manifests/base | "${kubectl[@]}" apply --server-side -f - >/dev/null
-pids=$(tests/bed/cluster.sh status "$dir/cluster" | awk '$1 == "apiserver" || $1 == "etcd" {print $2}' | paste -sd,)
+# status says with its exit code that two parts are down, which is known here.
+pids=$({ tests/bed/cluster.sh status "$dir/cluster" || true; } | awk '$1 == "apiserver" || $1 == "etcd" {print $2}' | paste -sd,)
 cargo bench --locked --bench scale -- \
     --kubeconfig "$dir/cluster/admin.kubeconfig" --larder "${CARGO_TARGET_DIR:-target}/release/larder" --pids "$pids" "$@"
