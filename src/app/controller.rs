@@ -10,6 +10,7 @@ use anyhow::{Context, anyhow};
 
 use super::config::ConfigError;
 use super::open::hosts_dirs;
+use super::process::{self, admin_ended};
 use crate::admin::Admin;
 use crate::image::Reference;
 use crate::k8s::agent::{BoxFuture, WantCredentials};
@@ -138,31 +139,10 @@ impl Settings {
 pub fn main(args: &ControllerArgs) -> Result<ExitCode, ConfigError> {
     let settings = Settings::new(args)?;
     telemetry::init(&settings.log).map_err(|error| ConfigError::new("logs", error))?;
-    match start(settings) {
-        Ok(()) => Ok(ExitCode::SUCCESS),
-        Err(error) => {
-            tracing::error!(err = format!("{error:#}"), "Controller ended with an error");
-            Ok(ExitCode::FAILURE)
-        }
-    }
-}
-
-fn start(settings: Settings) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .thread_name("larder")
-        .build()
-        .context("start the runtime")?;
-    let result = runtime.block_on(async {
-        let shutdown = Shutdown::new();
-        let signals = shutdown.on_signals().context("handle signals")?;
-        // Not among the tasks: it ends with the process.
-        tokio::spawn(signals);
+    let ended = process::run(WORKERS, LAST_CONNECTIONS, async |shutdown| {
         run(settings, shutdown).await
     });
-    runtime.shutdown_timeout(LAST_CONNECTIONS);
-    result
+    Ok(process::exit_code(ended, "Controller ended with an error"))
 }
 
 async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -197,19 +177,13 @@ async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
     tracing::info!(identity = options.identity, "Controller started");
     let controller = Controller::new(client, Arc::new(resolver), counted, options);
     let mut running = tasks.spawn("controller", controller.run(synced, shutdown.clone()));
-    let admin_ended = async {
-        match &mut served {
-            Some(served) => served.await,
-            None => std::future::pending().await,
-        }
-    };
     let result = tokio::select! {
         biased;
         ended = &mut running => match ended {
             Ok(()) if shutdown.requested() => Ok(()),
             ended => Err(anyhow!("the controller ended by itself: {ended:?}")),
         },
-        ended = admin_ended => {
+        ended = admin_ended(served.as_mut()) => {
             shutdown.request();
             Err(anyhow!("the server of metrics and probes ended by itself: {ended:?}"))
         }

@@ -12,6 +12,8 @@ pub mod demo;
 pub mod images;
 mod kube_agent;
 mod open;
+mod process;
+pub mod serve;
 
 pub use credentials::{Found, credentials_for};
 pub use open::{CacheOptions, Opened, expect_store, open_cache};

@@ -21,14 +21,7 @@ LARDER_ROOT; LARDER_CONFIG names the file.";
 
 /// The error is the configuration's; what goes wrong later is in the log.
 pub(super) fn run(mut args: AgentArgs, globals: &Globals) -> Result<ExitCode, Failure> {
-    if args.log_level.is_none() && globals.verbose > 0 {
-        let level = if globals.verbose == 1 {
-            "debug"
-        } else {
-            "trace"
-        };
-        args.log_level = Some(level.to_owned());
-    }
+    args.log_level = args.log_level.or_else(|| globals.server_level());
     if args.check {
         let settings = Config::settings(&args).map_err(Failure::usage)?;
         let format = globals.output.unwrap_or(Format::Table);

@@ -15,13 +15,6 @@ Any number of replicas may run; a Lease says which one acts.";
 
 /// The error is the configuration's; what goes wrong later is in the log.
 pub(super) fn run(mut args: ControllerArgs, globals: &Globals) -> Result<ExitCode, Failure> {
-    if args.log_level.is_none() && globals.verbose > 0 {
-        let level = if globals.verbose == 1 {
-            "debug"
-        } else {
-            "trace"
-        };
-        args.log_level = Some(level.to_owned());
-    }
+    args.log_level = args.log_level.or_else(|| globals.server_level());
     controller::main(&args).map_err(Failure::usage)
 }

@@ -110,6 +110,16 @@ impl Globals {
             _ => self.hosts_dir.clone(),
         }
     }
+
+    /// The level of logs that `-v` asks of an agent or a controller, whose own is `info`.
+    fn server_level(&self) -> Option<String> {
+        let level = match self.verbose {
+            0 => return None,
+            1 => "debug",
+            _ => "trace",
+        };
+        Some(level.to_owned())
+    }
 }
 
 #[derive(Debug, Subcommand)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use larder::app::agent::serve_socket;
+use larder::app::serve::serve_socket;
 use larder::cri::proto::VersionRequest;
 use larder::cri::proto::runtime_service_client::RuntimeServiceClient;
 use larder::cri::{Metrics, RpcLayer, RuntimeService, Socket};
