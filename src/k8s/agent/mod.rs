@@ -350,8 +350,10 @@ async fn identify(following: Following, node: String, to: mpsc::Sender<Message>)
         }
         attempt += 1;
         let nodes = following.nodes.load(std::sync::atomic::Ordering::Relaxed);
+        let overloaded = trouble == Trouble::Overloaded;
+        let pause = retry::reconnect(attempt, nodes, overloaded, retry::roll());
         tokio::select! {
-            () = tokio::time::sleep(retry::reconnect(attempt, nodes, retry::roll())) => {}
+            () = tokio::time::sleep(pause) => {}
             () = to.closed() => return,
         }
     }

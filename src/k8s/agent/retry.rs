@@ -91,11 +91,16 @@ pub(super) fn spread(nodes: u64) -> Duration {
 }
 
 /// Pause before attempt `attempt` (the first is 1) to reach the API server again, when all nodes may have lost it at
-/// the same moment. The whole pause is drawn: 5,000 nodes come back spread over a minute.
-pub(super) fn reconnect(attempt: u32, nodes: u64, roll: f64) -> Duration {
+/// the same moment. The whole pause is drawn: 5,000 nodes come back spread over a minute. A server that asks for patience
+/// knows better than a node how many there are.
+pub(super) fn reconnect(attempt: u32, nodes: u64, overloaded: bool, roll: f64) -> Duration {
     let many = spread(nodes).min(LONGEST_RECONNECT);
     let grown = Duration::from_secs(1).saturating_mul(1 << attempt.saturating_sub(1).min(6));
-    let most = grown.min(many.max(LONGEST_RECONNECT_FEW)).max(many);
+    let longest = match overloaded {
+        true => LONGEST_RECONNECT,
+        false => many.max(LONGEST_RECONNECT_FEW),
+    };
+    let most = grown.min(longest).max(many);
     most.mul_f64(roll.clamp(0.0, 1.0))
         .max(Duration::from_millis(50))
 }
@@ -156,11 +161,18 @@ mod tests {
 
     #[test]
     fn reconnects_spread_with_the_number_of_nodes() {
-        assert_eq!(reconnect(1, 3, 1.0), Duration::from_secs(1));
-        assert_eq!(reconnect(9, 3, 1.0), Duration::from_secs(10));
-        assert_eq!(reconnect(1, 5000, 1.0), Duration::from_secs(60));
-        assert_eq!(reconnect(9, 5000, 1.0), Duration::from_secs(60));
-        assert_eq!(reconnect(1, 5000, 0.5), Duration::from_secs(30));
+        for (attempt, nodes, overloaded, roll, seconds) in [
+            (1, 3, false, 1.0, 1),
+            (9, 3, false, 1.0, 10),
+            (1, 3, true, 1.0, 1),
+            (9, 3, true, 1.0, 60),
+            (1, 5000, false, 1.0, 60),
+            (9, 5000, true, 1.0, 60),
+            (1, 5000, false, 0.5, 30),
+        ] {
+            let pause = reconnect(attempt, nodes, overloaded, roll);
+            assert_eq!(pause, Duration::from_secs(seconds), "{attempt} {nodes} {overloaded}");
+        }
         assert_eq!(spread(5000), Duration::from_secs(100));
         assert_eq!(spread(0), Duration::from_secs(1));
         assert!((0..1000).all(|_| (0.0..1.0).contains(&roll())));

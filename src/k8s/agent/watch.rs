@@ -114,10 +114,7 @@ impl Trouble {
 
     /// Whether another resource version might help.
     fn may_be_the_version(self) -> bool {
-        matches!(
-            self,
-            Trouble::Expired | Trouble::Overloaded | Trouble::Refused
-        )
+        matches!(self, Trouble::Expired | Trouble::Refused)
     }
 
     fn of_status(status: &Status) -> Self {
@@ -126,10 +123,20 @@ impl Trouble {
             403 => Trouble::Forbidden,
             404 => Trouble::KindMissing,
             410 => Trouble::Expired,
+            // A server that was restored, or lags behind another one: it waits a little for the version to come.
+            504 if too_new(status) => Trouble::Expired,
             429 | 500..=599 => Trouble::Overloaded,
             _ => Trouble::Refused,
         }
     }
+}
+
+/// Whether the server was asked for a version that it does not have yet.
+fn too_new(status: &Status) -> bool {
+    let causes = status.details.iter().flat_map(|details| &details.causes);
+    causes
+        .into_iter()
+        .any(|cause| cause.reason == "ResourceVersionTooLarge")
 }
 
 /// How the connection for one kind is.
@@ -410,7 +417,7 @@ where
             // Nothing is wrong with the connection; there is only much to catch up with.
             Trouble::Expired => {
                 self.following.metrics.restart(self.kind.watched, trouble);
-                sleep(self.pause(1)).await;
+                sleep(self.pause(1, trouble)).await;
                 End::List
             }
             _ if !self.lost(trouble, message).await => End::Closed,
@@ -453,14 +460,14 @@ where
             }
         }
         tokio::select! {
-            () = sleep(self.pause(self.attempt)) => true,
+            () = sleep(self.pause(self.attempt, trouble)) => true,
             () = self.to.closed() => false,
         }
     }
 
-    fn pause(&self, attempt: u32) -> Duration {
+    fn pause(&self, attempt: u32, trouble: Trouble) -> Duration {
         let nodes = self.following.nodes.load(Ordering::Relaxed);
-        retry::reconnect(attempt, nodes, retry::roll())
+        retry::reconnect(attempt, nodes, trouble == Trouble::Overloaded, retry::roll())
     }
 
     async fn synced(&mut self) -> bool {

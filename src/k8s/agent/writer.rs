@@ -203,7 +203,9 @@ impl Writer {
                     }
                     failures = failures.saturating_add(1);
                     let nodes = self.nodes.load(Ordering::Relaxed);
-                    due = Some(Instant::now() + retry::reconnect(failures, nodes, retry::roll()));
+                    let overloaded = trouble == Trouble::Overloaded;
+                    let pause = retry::reconnect(failures, nodes, overloaded, retry::roll());
+                    due = Some(Instant::now() + pause);
                 }
             }
         }
