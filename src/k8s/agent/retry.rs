@@ -171,7 +171,11 @@ mod tests {
             (1, 5000, false, 0.5, 30),
         ] {
             let pause = reconnect(attempt, nodes, overloaded, roll);
-            assert_eq!(pause, Duration::from_secs(seconds), "{attempt} {nodes} {overloaded}");
+            assert_eq!(
+                pause,
+                Duration::from_secs(seconds),
+                "{attempt} {nodes} {overloaded}"
+            );
         }
         assert_eq!(spread(5000), Duration::from_secs(100));
         assert_eq!(spread(0), Duration::from_secs(1));

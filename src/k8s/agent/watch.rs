@@ -467,7 +467,12 @@ where
 
     fn pause(&self, attempt: u32, trouble: Trouble) -> Duration {
         let nodes = self.following.nodes.load(Ordering::Relaxed);
-        retry::reconnect(attempt, nodes, trouble == Trouble::Overloaded, retry::roll())
+        retry::reconnect(
+            attempt,
+            nodes,
+            trouble == Trouble::Overloaded,
+            retry::roll(),
+        )
     }
 
     async fn synced(&mut self) -> bool {
