@@ -4,6 +4,7 @@
 //! each with a limit on silence.
 
 mod listen;
+mod metrics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,6 +18,7 @@ use axum::routing::get;
 use prometheus_client::registry::Registry;
 
 pub use listen::BindError;
+pub use metrics::Metrics;
 
 use crate::lifecycle::{Readiness, Shutdown};
 use crate::telemetry::{self, TextForm};

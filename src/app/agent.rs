@@ -9,7 +9,7 @@ use super::kube_agent;
 use super::open::Parts;
 use super::process;
 use super::serve::{Checks, LAST_WRITES, Service};
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::cri;
 use crate::lifecycle::{Readiness, Shutdown, Tasks};
 use crate::runtime::{self, RuntimeImages};
@@ -91,6 +91,7 @@ impl Agent {
             checks,
         } = self;
         let mut metrics = telemetry::registry(env!("CARGO_PKG_VERSION"));
+        admin::Metrics::register(&mut metrics, &readiness);
         let parts = Parts::register(&mut metrics);
         let meters = Meters {
             calls: cri::Metrics::register(&mut metrics),

@@ -17,7 +17,9 @@ use super::pace::Bucket;
 use super::prepull::Prepull;
 use crate::image::Digest;
 use crate::k8s::agent::WantCredentials;
-use crate::k8s::api::{ClusterWorkload, NodeFacts, NodeImageCache, PrepullStatus, SecretRef};
+use crate::k8s::api::{
+    ClusterWorkload, NodeFacts, NodeImageCache, PrepullStatus, SecretRef, condition,
+};
 use crate::k8s::backoff::backoff;
 
 /// Changes that come so soon after each other are answered together.
@@ -103,6 +105,8 @@ pub(super) struct Gathered {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Totals {
     pub(super) prepulls: u64,
+    pub(super) stalled: u64,
+    pub(super) unresolved: u64,
     pub(super) desired: u64,
     pub(super) admitted: u64,
     pub(super) ready: u64,
@@ -418,7 +422,14 @@ impl Board {
     pub(super) fn totals(&self) -> Totals {
         let mut totals = Totals::default();
         for prepull in self.prepulls.iter().flatten() {
-            let nodes = &prepull.declared.status.nodes;
+            let status = &prepull.declared.status;
+            let nodes = &status.nodes;
+            let is = |type_: &str, value: &str| {
+                let mut conditions = status.conditions.iter();
+                conditions.any(|one| one.type_ == type_ && one.status == value)
+            };
+            totals.stalled += u64::from(is(condition::STALLED, "True"));
+            totals.unresolved += u64::from(is(condition::RESOLVED, "False"));
             let add = |total: &mut u64, number: i64| *total += u64::try_from(number).unwrap_or(0);
             totals.prepulls += 1;
             add(&mut totals.desired, nodes.desired);

@@ -35,6 +35,8 @@ struct KindLabel {
 pub struct Metrics {
     nodes: Family<StateLabel, Gauge>,
     prepulls: Gauge,
+    stalled: Gauge,
+    unresolved: Gauge,
     leader: Gauge,
     waiting: Gauge,
     resolves: Family<ResultLabel, Counter>,
@@ -51,6 +53,8 @@ impl Metrics {
         let metrics = Metrics {
             nodes: Family::default(),
             prepulls: Gauge::default(),
+            stalled: Gauge::default(),
+            unresolved: Gauge::default(),
             leader: Gauge::default(),
             waiting: Gauge::default(),
             resolves: Family::default(),
@@ -71,6 +75,16 @@ impl Metrics {
             "larder_prepulls",
             "Prepulls of both kinds",
             metrics.prepulls.clone(),
+        );
+        registry.register(
+            "larder_prepulls_stalled",
+            "Prepulls whose rollout was stopped by its failure budget or deadline",
+            metrics.stalled.clone(),
+        );
+        registry.register(
+            "larder_prepulls_unresolved",
+            "Prepulls of which an image has no digest",
+            metrics.unresolved.clone(),
         );
         registry.register(
             "larder_leader",
@@ -129,8 +143,12 @@ impl Metrics {
         set("ready", totals.ready);
         set("failed", totals.failed);
         set("unreachable", totals.unreachable);
-        self.prepulls
-            .set(i64::try_from(totals.prepulls).unwrap_or(i64::MAX));
+        let gauge = |gauge: &Gauge, number: u64| {
+            gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+        };
+        gauge(&self.prepulls, totals.prepulls);
+        gauge(&self.stalled, totals.stalled);
+        gauge(&self.unresolved, totals.unresolved);
         self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
     }
 
