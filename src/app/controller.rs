@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use super::config::ConfigError;
 use super::open::hosts_dirs;
 use super::process::{self, admin_ended};
-use crate::admin::Admin;
+use crate::admin::{self, Admin};
 use crate::image::Reference;
 use crate::k8s::agent::{BoxFuture, WantCredentials};
 use crate::k8s::api::{CONTROLLER_NAME, DEFAULT_NAMESPACE, reason};
@@ -153,6 +153,7 @@ async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
     let readiness = Readiness::new();
     let synced = readiness.check("watches");
     let mut metrics = telemetry::registry(env!("CARGO_PKG_VERSION"));
+    admin::Metrics::register(&mut metrics, &readiness);
     let counted = Metrics::register(&mut metrics);
     let resolver = Registries::new(
         settings.hosts_dirs,
@@ -292,6 +293,7 @@ impl Registries {
         let access = Access {
             credentials,
             plain_http: false,
+            ..Access::default()
         };
         let (client, name) = (self.client.clone(), reference.clone());
         let repository =

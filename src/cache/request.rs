@@ -78,6 +78,8 @@ pub struct PullRequest {
     pub secrets: Vec<Credentials>,
     /// Who may see an image that one of `secrets` was needed for.
     pub visibility: Visibility,
+    /// W3C trace context of the caller, passed on to the registry. Of callers that share a pull, the first one's.
+    pub traceparent: Option<String>,
 }
 
 /// Who may see an image that was pulled with somebody's credentials on his behalf. One that could be had without them is
@@ -102,6 +104,7 @@ impl PullRequest {
             priority: Priority::Foreground,
             secrets: Vec::new(),
             visibility: Visibility::NodeWide,
+            traceparent: None,
         }
     }
 }

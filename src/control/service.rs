@@ -8,6 +8,7 @@ use super::proto::images_server::{self, ImagesServer};
 use super::proto::*;
 use super::{convert, fsck, pattern, pull, status};
 use crate::cache::{Cache, Error};
+use crate::telemetry::TraceContext;
 
 /// Longest name or pattern that is looked at.
 const MAX_NAME: usize = 1024;
@@ -65,7 +66,9 @@ impl images_server::Images for Images {
         &self,
         request: Request<PullRequest>,
     ) -> Result<Response<Self::PullStream>, Status> {
-        let request = convert::pull_request(request.into_inner())?;
+        let trace = request.extensions().get::<TraceContext>().copied();
+        let mut request = convert::pull_request(request.into_inner())?;
+        request.traceparent = trace.map(|context| context.to_string());
         Ok(Response::new(pull::events(self.cache.pull(request))))
     }
 

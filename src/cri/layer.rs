@@ -123,7 +123,7 @@ impl RpcLayer {
             methods: Arc::new(methods),
         })
     }
-    fn begin(&self, path: &str, headers: &HeaderMap) -> Call {
+    fn begin(&self, path: &str, context: Option<&TraceContext>) -> Call {
         let method = self.methods.get(path).cloned().unwrap_or_else(|| Method {
             grpc_type: "unary",
             grpc_service: "unknown".to_owned(),
@@ -136,10 +136,7 @@ impl RpcLayer {
             trace_id = field::Empty,
             parent_id = field::Empty
         );
-        let context = headers
-            .get("traceparent")
-            .and_then(|value| value.to_str().ok());
-        if let Some(context) = context.and_then(|text| text.parse::<TraceContext>().ok()) {
+        if let Some(context) = context {
             span.record("trace_id", context.trace_id());
             span.record("parent_id", context.parent_id());
         }
@@ -267,9 +264,15 @@ where
     fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(cx)
     }
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
         let path = request.uri().path().to_owned();
-        let mut call = self.layer.begin(&path, request.headers());
+        let context = request.headers().get("traceparent");
+        let context = context.and_then(|value| value.to_str().ok()?.parse::<TraceContext>().ok());
+        let mut call = self.layer.begin(&path, context.as_ref());
+        if let Some(context) = context {
+            // For services that ask others on the caller's behalf.
+            request.extensions_mut().insert(context);
+        }
         let span = call.span.clone();
         let answer = span.in_scope(|| self.inner.call(request));
         Box::pin(
@@ -351,10 +354,10 @@ mod tests {
     fn calls_are_counted_once_by_code() {
         let mut registry = Registry::default();
         let layer = RpcLayer::new(Metrics::register(&mut registry), &[DESCRIPTORS]).unwrap();
-        let mut call = layer.begin("/runtime.v1.ImageService/PullImage", &HeaderMap::new());
+        let mut call = layer.begin("/runtime.v1.ImageService/PullImage", None);
         call.end(&Status::not_found(""));
         drop(call);
-        drop(layer.begin("/runtime.v1.ImageService/StreamImages", &HeaderMap::new()));
+        drop(layer.begin("/runtime.v1.ImageService/StreamImages", None));
         let text = text(&registry);
         let pull = "grpc_type=\"unary\",grpc_service=\"runtime.v1.ImageService\",grpc_method=\"PullImage\"";
         let stream = "grpc_type=\"server_stream\",grpc_service=\"runtime.v1.ImageService\",grpc_method=\"StreamImages\"";
@@ -374,7 +377,7 @@ mod tests {
         let layer = RpcLayer::new(Metrics::register(&mut registry), &[DESCRIPTORS]).unwrap();
         for n in 0..10 {
             layer
-                .begin(&format!("/made.up/{n}"), &HeaderMap::new())
+                .begin(&format!("/made.up/{n}"), None)
                 .end(&Status::unimplemented(""));
         }
         let text = text(&registry);

@@ -7,10 +7,12 @@ use super::service::ImageService;
 use super::{auth, convert, status};
 use crate::cache::{Credentials, PullRequest};
 use crate::image::Reference;
+use crate::telemetry::TraceContext;
 
 pub(super) async fn handle(
     service: &ImageService,
     request: PullImageRequest,
+    trace: Option<TraceContext>,
 ) -> Result<PullImageResponse, Status> {
     let name = convert::name(request.image)?;
     let reference: Reference = name
@@ -25,6 +27,7 @@ pub(super) async fn handle(
     // The runtime handler selects nothing here: one platform, one store. kubelet sends it behind an alpha gate only.
     let pull = service.cache.pull(PullRequest {
         credentials,
+        traceparent: trace.map(|context| context.to_string()),
         ..PullRequest::new(reference)
     });
     // A caller that goes away drops this future; the cache lets the work go on for a while, so a retry joins it.

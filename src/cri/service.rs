@@ -13,6 +13,7 @@ use super::{
     version,
 };
 use crate::cache::Cache;
+use crate::telemetry::TraceContext;
 
 /// `runtime.v1.ImageService` over a cache.
 #[derive(Clone, Debug)]
@@ -62,7 +63,8 @@ impl image_service_server::ImageService for ImageService {
         &self,
         request: Request<PullImageRequest>,
     ) -> Result<Response<PullImageResponse>, Status> {
-        pull_image::handle(self, request.into_inner())
+        let trace = request.extensions().get::<TraceContext>().copied();
+        pull_image::handle(self, request.into_inner(), trace)
             .await
             .map(Response::new)
     }

@@ -69,6 +69,8 @@ pub struct Access {
     pub credentials: Credentials,
     /// Speak plain HTTP to the repository's own host.
     pub plain_http: bool,
+    /// W3C trace context of who asked, passed on to the hosts of this repository. What fits in no header is left out.
+    pub traceparent: Option<String>,
 }
 
 /// The client. Cheap to clone: connections, tokens and limits are shared.

@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::auth::{Challenge, Method as AuthMethod};
 use super::error::Tally;
 use super::hosts::Host;
-use super::transport::Call;
+use super::transport::{Call, TRACEPARENT};
 use super::{Credentials, Error, ErrorClass, Fetched, Repository, Resolved, redact, retry};
 use crate::image::{Digest, Hasher, MANIFEST_ACCEPT, MAX_MANIFEST_BYTES, Reference};
 
@@ -237,6 +237,11 @@ impl Repository {
             header::ACCEPT_ENCODING,
             HeaderValue::from_static("identity"),
         );
+        if let Some(trace) = &self.access.traceparent
+            && let Ok(trace) = HeaderValue::try_from(trace)
+        {
+            headers.insert(TRACEPARENT, trace);
+        }
         if ask.from > 0
             && let Ok(range) = HeaderValue::try_from(format!("bytes={}-", ask.from))
         {

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http::{HeaderMap, HeaderValue, Method, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use url::Url;
 
@@ -16,6 +16,8 @@ use super::proxy::Proxies;
 use super::retry::{self, Failure, Limits, Retry};
 use super::{Config, Error, ErrorClass, Metrics, redact};
 
+/// Of the W3C trace context; for the registry's own hosts, not for where they redirect to.
+pub(super) const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 const MAX_REDIRECTS: usize = 10;
 /// What to do about a redirect that cannot be followed.
 const REDIRECTED: &str = "; check the registry's own configuration and what stands before it";
@@ -262,6 +264,7 @@ impl Transport {
             let mut headers = call.headers.clone();
             if !home {
                 headers.remove(header::AUTHORIZATION);
+                headers.remove(TRACEPARENT);
             }
             if home && !call.foreign {
                 headers.extend(call.host.headers.clone());

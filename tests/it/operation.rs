@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 
 use crate::doors::connect;
 use crate::support::build::{self, BuiltImage, BuiltLayer, MANIFEST};
-use crate::support::hub::{Hub, blob_path};
+use crate::support::hub::{Hub, Seen, blob_path};
 use crate::support::process::{AgentProcess, agent_on};
 
 type Client = ImageServiceClient<Channel>;
@@ -187,12 +187,24 @@ async fn logs_are_json_and_follow_the_callers_trace() {
         image: spec(&name),
         ..PullImageRequest::default()
     });
-    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01").parse().unwrap();
-    request.metadata_mut().insert("traceparent", parent);
+    let parent = format!("00-{TRACE}-00f067aa0ba902b7-01");
+    let header = parent.parse().unwrap();
+    request.metadata_mut().insert("traceparent", header);
+    hub.take_seen();
     client.pull_image(request).await.unwrap();
+    let traced = hub.take_seen();
     pull(&mut client, &hub.reference("absent:1"))
         .await
         .unwrap_err();
+    // The registry learns whose trace it is in, and of none where there is none.
+    let told = |request: &Seen| request.header("traceparent").map(str::to_owned);
+    assert!(traced.len() >= 3, "{traced:?}");
+    for request in &traced {
+        assert_eq!(told(request).as_ref(), Some(&parent), "{request:?}");
+    }
+    for request in &hub.take_seen() {
+        assert_eq!(told(request), None, "{request:?}");
+    }
     let image = spec(&name);
     client
         .remove_image(RemoveImageRequest { image })

@@ -34,6 +34,7 @@ fn open(client: &Client, reference: &Reference, credentials: Credentials) -> Rep
     let access = Access {
         credentials,
         plain_http: false,
+        ..Access::default()
     };
     client.repository(reference, access).unwrap()
 }

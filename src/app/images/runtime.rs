@@ -162,6 +162,7 @@ impl NodeImages {
         let access = Access {
             credentials: credentials.clone(),
             plain_http: self.plain_http,
+            ..Access::default()
         };
         let (client, of) = (self.registry.clone(), tag.clone());
         let repository = tokio::task::spawn_blocking(move || client.repository(&of, access)).await;

@@ -167,6 +167,7 @@ impl Run<'_> {
         let access = Access {
             credentials,
             plain_http: self.request.plain_http,
+            traceparent: self.request.traceparent.clone(),
         };
         let (client, reference) = (inner.registry.clone(), self.request.reference.clone());
         let repository = inner
