@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 say() { echo "setup: $*" >&2; }
 
 # program:package
-wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd promtool:prometheus
+wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd
     go:golang-go openssl:openssl ip:iproute2 busybox:busybox-static pkg-config:pkg-config"
 packages=()
 for pair in $wanted; do
@@ -33,13 +33,15 @@ if [ ${#packages[@]} -gt 0 ]; then
 fi
 
 # The clients that the agent is tested with, and a Kubernetes cluster. Built once into a cache folder: the clients take a
-# minute or two the first time, the cluster 8 minutes on two cores.
+# minute or two the first time, the cluster 8 minutes on two cores, helm and promtool 5 more.
 if command -v go >/dev/null; then
     timeout 600 tests/bed/tools.sh crictl critest grpcurl criclient >/dev/null </dev/null ||
         say "crictl, critest, grpcurl and criclient could not be built"
     timeout 1500 tests/bed/tools.sh control-plane node >/dev/null </dev/null ||
         say "the programs of a Kubernetes cluster could not be built"
+    timeout 900 tests/bed/tools.sh delivery >/dev/null </dev/null ||
+        say "helm and promtool could not be built"
 else
-    say "Go is not installed: no crictl, critest, grpcurl and criclient, and no Kubernetes cluster"
+    say "Go is not installed: no crictl, critest, grpcurl and criclient, no Kubernetes cluster, no helm and promtool"
 fi
 exit 0

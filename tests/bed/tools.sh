@@ -4,6 +4,7 @@
 #   tests/bed/tools.sh crictl containerd      # these programs
 #   tests/bed/tools.sh control-plane          # etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl
 #   tests/bed/tools.sh node                   # kubelet, containerd and its shim, ctr, runc, crictl, CNI plugins
+#   tests/bed/tools.sh delivery               # helm, promtool
 #
 # Prints the folder they are in. Each comes from its Go module at the version below, built with the module's own go.mod,
 # so the dependency versions are those its authors released. A second call takes no time; several at once wait for
@@ -17,11 +18,15 @@ KUBERNETES=v1.36.3
 ETCD=v3.6.16
 RUNC=v1.5.2
 CNI=v1.9.1
+HELM=v4.3.1
+# Prometheus 3.15.0: its module has versions of its own.
+PROMTOOL=v0.315.0
 # Kubernetes says in its go.mod what it needs.
 GO=go1.26.8
 
 control_plane="etcd kube-apiserver kube-controller-manager kubectl kube-scheduler"
 node="runc containerd containerd-shim-runc-v2 ctr crictl kubelet cni/bridge cni/host-local cni/loopback cni/portmap"
+delivery="helm promtool"
 
 bed=${LARDER_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-bed}
 bin=$bed/bin
@@ -71,6 +76,16 @@ recipe() {
         ;;
     cni/portmap)
         version=$CNI module=github.com/containernetworking/plugins package=plugins/meta/portmap
+        ;;
+    helm)
+        version=$HELM module=helm.sh/helm/v4 package=cmd/helm
+        # Charts may ask for the version.
+        flags=(-ldflags "-X $module/internal/version.version=$version")
+        ;;
+    promtool)
+        version=$PROMTOOL module=github.com/prometheus/prometheus package=cmd/promtool
+        # Rules need none of the clouds' clients, which are most of what there is to compile.
+        flags=(-tags remove_all_sd -ldflags "-X github.com/prometheus/common/version.Version=${version#v}")
         ;;
     *)
         say "no recipe for $1"
@@ -152,6 +167,7 @@ for tool in "$@"; do
     case $tool in
     control-plane) wanted+=($control_plane) ;;
     node) wanted+=($node) ;;
+    delivery) wanted+=($delivery) ;;
     *) wanted+=("$tool") ;;
     esac
 done
