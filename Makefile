@@ -43,9 +43,10 @@ install: build ## install the binary and the systemd unit below PREFIX (and DEST
 	sed 's|/usr/local/bin/larder|$(PREFIX)/bin/larder|' manifests/systemd/larder.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
 
-manifests: ## write the CRDs of the Rust types into manifests/
+manifests: ## write the CRDs of the Rust types into manifests/, and their fields into docs/kinds/
 	$(CARGO) build --locked
 	$(TARGET_DIR)/debug/larder crds >manifests/base/crds/crds.yaml
+	LARDER_WRITE_DOCS=yes $(CARGO) test --locked --test it -- --exact docs::each_kind_has_a_page_with_all_its_fields
 
 image: ## build the container image as IMAGE
 	docker build --tag $(IMAGE) .
