@@ -9,13 +9,15 @@
     cluster.sh hold DIR [--node]       as up, then prints `ready`, waits for the end of its input, and does as down
     cluster.sh kill|stop|start|restart PART DIR
                                        SIGKILL; SIGTERM, and SIGKILL after 5 s; start and wait until ready; stop and
-                                       start. PART: etcd apiserver controller-manager scheduler containerd kubelet
+                                       start. PART: etcd apiserver controller-manager scheduler registry containerd kubelet
     cluster.sh run DIR NAME COMMAND...  a process of yours as one more part: recorded, logged, ended by down
+    cluster.sh image DIR NAME PROGRAM  an image of a program with its libraries, as its only content, on the node
     cluster.sh slow-etcd DIR MILLIS    from now on each request to etcd takes so much longer; 0 ends it
 
-Settings of a node: DIR/node/conf.d/*.toml for containerd, kubelet.d/*.conf for the kubelet (each as its own settings are
-written, and read when it starts), hosts.d for registries as containerd has them. Its only images are bed.local/busybox:1
-and the sandbox's. There is no DNS and no kube-proxy; the service `kubernetes` works.
+What pods mount of a node, such as /var/lib/larder, is better put below DIR/node/host. Settings: DIR/node/conf.d/*.toml for containerd, kubelet.d/*.conf for the kubelet (each as its own settings are
+written, and read when it starts), hosts.d for registries as containerd has them. On the node are bed.local/busybox:1 and
+the sandbox's image; its registry bed.local has server:1, server:2 and private/server:1 (user and password are bed), too,
+and takes what is pushed to 10.A.B.1:5000. There is no DNS and no kube-proxy; the service `kubernetes` works.
 
 Status 3: this machine cannot, and the reason on stderr. Several clusters, each in a DIR of its own, do not meet.
 Every process is recorded in DIR/pids by itself before it becomes the program it runs, and ended only if the process
@@ -52,7 +54,7 @@ PROXY = [sys.executable, str(HERE / "cluster.py"), "proxy"]
 PATIENCE = 120
 # In the order of starting.
 CONTROL_PLANE = ["etcd", "etcd-proxy", "apiserver", "controller-manager", "scheduler"]
-NODE = ["service-proxy", "containerd", "kubelet"]
+NODE = ["service-proxy", "registry", "containerd", "kubelet"]
 
 
 class Refused(Exception):
@@ -302,7 +304,7 @@ class Cluster:
             case "service-proxy":
                 # There is no kube-proxy: pods find the API server under the service's address all the same.
                 return [*PROXY, f"{self.service_ip()}:443", str(ports["apiserver"])]
-            case "containerd" | "kubelet":
+            case "registry" | "containerd" | "kubelet":
                 return self.node().command(name)
             case "apiserver":
                 return [
@@ -339,6 +341,8 @@ class Cluster:
             case "controller-manager":
                 # The work of two of its controllers.
                 return all(self.get(f"/api/v1/namespaces/default/{name}") is not None for name in ["serviceaccounts/default", "configmaps/kube-root-ca.crt"])
+            case "registry":
+                return self.answers(f"http://{self.node().registry_address()}/v2/bed/tags/list")
             case "containerd":
                 return self.node().socket.exists()
             case "kubelet":
@@ -369,6 +373,13 @@ class Cluster:
         if not self.set or name in CONTROL_PLANE + NODE or not name.replace("-", "").isalnum():
             raise Broken(f"{name} cannot be a part of a cluster in {self.root}")
         self.process(name).start(argv, self.environment())
+
+    def image(self, name, program):
+        if not self.set.get("node"):
+            raise Broken(f"no node in {self.root}")
+        if not os.access(program, os.X_OK):
+            raise Broken(f"{program} is no program")
+        self.node().load_program(name, program, self.set["bin"])
 
     def one(self, verb, name):
         """kill, stop, start or restart."""
@@ -431,9 +442,9 @@ class Cluster:
         node = self.node()
         kubelet = (self.root / "kubelet.kubeconfig").read_text()
         node.prepare(self.service_ip(), self.root / "pki/ca.crt", kubelet, self.set["bin"])
-        for name in ["service-proxy", "containerd"]:
+        for name in ["service-proxy", "registry", "containerd"]:
             self.start(name)
-        node.load_images(self.set["bin"])
+        node.make_images(self.set["bin"])
         self.start("kubelet")
 
     # Ending it.
@@ -592,6 +603,9 @@ def main():
     one.add_argument("dir")
     one.add_argument("name")
     one.add_argument("command", nargs=argparse.REMAINDER)
+    one = verbs.add_parser("image")
+    for name in ["dir", "name", "program"]:
+        one.add_argument(name)
     one = verbs.add_parser("slow-etcd")
     one.add_argument("dir")
     one.add_argument("millis", type=int)
@@ -617,6 +631,8 @@ def main():
                 return cluster.status()
             case "run":
                 cluster.run(args.name, args.command)
+            case "image":
+                cluster.image(args.name, args.program)
             case "slow-etcd":
                 cluster.slow_etcd(args.millis)
             case verb:

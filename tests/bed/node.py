@@ -5,16 +5,17 @@ Everything made outside of the cluster's folder is found again by a name that on
 import contextlib
 import errno
 import fcntl
-import hashlib
-import io
 import json
 import os
 import pathlib
 import shutil
 import signal
 import subprocess
-import tarfile
+import sys
 import time
+
+import layout
+import registry
 
 # Set by the kubelet without asking.
 SYSCTLS = ["vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes"]
@@ -26,6 +27,10 @@ SHARED = pathlib.Path("/run/larder-bed")
 # Any image with this name on the node runs as the sandbox of pods.
 PAUSE = "bed.local/pause:1"
 BUSYBOX = "bed.local/busybox:1"
+# In the registry besides: two versions of a server of one page, and an image that not everybody may have.
+SERVER = "bed.local/server"
+PRIVATE = "bed.local/private/server:1"
+REGISTRY_PORT = 5000
 
 
 class Fault(Exception):
@@ -109,12 +114,14 @@ class Node:
     def prepare(self, service_ip, ca, kubelet_config, bin_dir):
         """Everything on disk; then what is outside of it."""
         root = self.root
-        for folder in ["run", "s", "cni.d", "cni", "conf.d", "hosts.d", "kubelet", "kubelet.d", "plugins", "pod-logs"]:
+        for folder in ["run", "s", "cni.d", "cni", "conf.d", "hosts.d/bed.local", "host", "kubelet", "kubelet.d", "plugins", "pod-logs"]:
             (root / folder).mkdir(parents=True, exist_ok=True)
         self.remember()
+        self.share()
         (root / "containerd.toml").write_text(self.containerd(bin_dir))
         (root / "kubelet.yaml").write_text(json.dumps(self.kubelet(ca), indent=1))
         (root / "kubelet.kubeconfig").write_text(kubelet_config)
+        (root / "hosts.d/bed.local/hosts.toml").write_text(f'server = "http://{self.registry_address()}"\n')
         network = {
             "cniVersion": "1.0.0",
             "name": self.bridge,
@@ -140,6 +147,16 @@ class Node:
         for address in [f"{self.net}.1/25", f"{service_ip}/32"]:
             ip("address", "replace", address, "dev", self.bridge)
         ip("link", "set", self.bridge, "up")
+
+    def share(self):
+        """What is mounted in our folder reaches the pods that ask for it, and theirs reaches us: as on a machine with
+        systemd, where all mounts are shared from the beginning."""
+        if self.root in [point for point, _ in mounts()]:
+            return
+        for flags in [["--bind", str(self.root), str(self.root)], ["--make-shared", str(self.root)]]:
+            done = subprocess.run(["mount", *flags], capture_output=True, text=True)
+            if done.returncode:
+                raise Fault(f"mount {' '.join(flags)}: {done.stderr.strip()}")
 
     def containerd(self, bin_dir):
         return f"""version = 4
@@ -200,7 +217,13 @@ imports = ['{self.root}/conf.d/*.toml']
             "volumePluginDir": str(self.root / "plugins"),
         }
 
+    def registry_address(self):
+        """On the bridge, so that pods find it, too."""
+        return f"{self.net}.1:{REGISTRY_PORT}"
+
     def command(self, name):
+        if name == "registry":
+            return [sys.executable, str(pathlib.Path(registry.__file__).resolve()), self.registry_address(), str(self.root / "registry")]
         if name == "containerd":
             return ["containerd", f"--config={self.root}/containerd.toml"]
         return [
@@ -213,17 +236,41 @@ imports = ['{self.root}/conf.d/*.toml']
         with contextlib.suppress(OSError):
             return pathlib.Path("/proc/sys", name).read_text().strip()
 
-    def load_images(self, bin_dir):
-        """The sandbox of pods, and a shell, from the machine's own static busybox: no registry is needed."""
-        layout = self.root / "images.tar"
-        if layout.exists():
+    def make_images(self, bin_dir):
+        """The sandbox of pods and a shell, from the machine's own static busybox, on the node and in the registry; in
+        the registry some more."""
+        done = self.root / "images"
+        if done.exists():
             return
-        new = self.root / "images.new"
-        new.write_bytes(image_layout(pathlib.Path(shutil.which("busybox"))))
-        done = subprocess.run([f"{bin_dir}/ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", str(new)], capture_output=True, text=True)
+        shell = layout.shell()
+
+        def image(name, config, *layers):
+            return layout.Image(name, {"Env": ["PATH=/bin"], **config}, [shell, *layers])
+
+        pause = image(PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"]})
+        busybox = image(BUSYBOX, {"Cmd": ["sh"]})
+        self.load([pause, busybox], bin_dir)
+        serve = {"Cmd": ["httpd", "-f", "-p", "8080", "-h", "/www"], "ExposedPorts": {"8080/tcp": {}}}
+        servers = [image(name, serve, page(text)) for name, text in [(f"{SERVER}:1", "one"), (f"{SERVER}:2", "two"), (PRIVATE, "private")]]
+        layout.push([pause, busybox, *servers], registry.Store(self.root / "registry"))
+        done.touch()
+
+    def load_program(self, name, file, bin_dir):
+        """An image of a program and nothing else, as the Dockerfile makes it."""
+        program = os.path.basename(file)
+        env = [f"SSL_CERT_FILE={layout.AUTHORITIES}"]
+        config = {"Env": env, "Entrypoint": [f"/{program}"], "Cmd": ["agent"]}
+        self.load([layout.Image(name, config, [layout.program(file, program)])], bin_dir)
+
+    def load(self, images, bin_dir):
+        """Into containerd's own store."""
+        file = self.root / "images.tar"
+        file.write_bytes(layout.layout(images))
+        command = [f"{bin_dir}/ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", str(file)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        file.unlink()
         if done.returncode:
             raise Fault(f"ctr images import: {done.stderr.strip()}")
-        new.rename(layout)
 
     # Ending it. containerd and the kubelet have ended.
 
@@ -303,53 +350,8 @@ imports = ['{self.root}/conf.d/*.toml']
             time.sleep(0.01)
 
 
-def image_layout(busybox):
-    """An OCI layout as a tar, of two images that share one layer."""
-    data = busybox.read_bytes()
-    layer = io.BytesIO()
-    with tarfile.open(fileobj=layer, mode="w") as tar:
-        for name in ["bin", "tmp", "etc", "proc", "sys", "dev"]:
-            info = tarfile.TarInfo(name)
-            info.type, info.mode = tarfile.DIRTYPE, 0o1777 if name == "tmp" else 0o755
-            tar.addfile(info)
-        info = tarfile.TarInfo("bin/busybox")
-        info.size, info.mode = len(data), 0o755
-        tar.addfile(info, io.BytesIO(data))
-        for applet in subprocess.run([busybox, "--list"], capture_output=True, text=True).stdout.split():
-            if applet != "busybox":
-                info = tarfile.TarInfo(f"bin/{applet}")
-                info.type, info.linkname = tarfile.SYMTYPE, "busybox"
-                tar.addfile(info)
-    files = {"oci-layout": b'{"imageLayoutVersion": "1.0.0"}'}
-
-    def put(media_type, content):
-        digest = hashlib.sha256(content).hexdigest()
-        files[f"blobs/sha256/{digest}"] = content
-        return {"mediaType": media_type, "digest": f"sha256:{digest}", "size": len(content)}
-
-    kind = "application/vnd.oci.image"
-    layer = put(f"{kind}.layer.v1.tar", layer.getvalue())
-    manifests = []
-    for name, config in [(PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"]}), (BUSYBOX, {"Cmd": ["sh"]})]:
-        config = {
-            "architecture": {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine],
-            "os": "linux",
-            "config": {"Env": ["PATH=/bin"], **config},
-            "rootfs": {"type": "layers", "diff_ids": [layer["digest"]]},
-        }
-        manifest = {
-            "schemaVersion": 2,
-            "mediaType": f"{kind}.manifest.v1+json",
-            "config": put(f"{kind}.config.v1+json", json.dumps(config).encode()),
-            "layers": [layer],
-        }
-        entry = put(manifest["mediaType"], json.dumps(manifest).encode())
-        manifests.append({**entry, "annotations": {"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name}})
-    files["index.json"] = json.dumps({"schemaVersion": 2, "manifests": manifests}).encode()
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-    return out.getvalue()
+def page(text):
+    """A layer with one page."""
+    layer = layout.Layer()
+    layer.file("www/index.html", f"{text}\n".encode(), 0o644)
+    return layer.bytes()

@@ -194,10 +194,13 @@ fn a_pod_runs_on_a_real_kubelet_and_leaves_nothing_behind() {
         return;
     };
     let dir = cluster.dir().to_owned();
-    let nodes = cluster.json(&["get", "nodes"]);
-    let node = nodes["items"][0]["metadata"]["name"].as_str().unwrap();
+    let node = &cluster.node();
     cluster.kubectl(&["label", "node", node, "pool=real"]).ok();
+    // One whose image is on the node, and one whose image is in the registry.
     cluster.apply(&pod("bed-real", "real"));
+    let image = "--image=bed.local/server:1";
+    cluster.kubectl(&["run", "bed-server", image]).ok();
+    cluster.wait_for("condition=Ready", &["pod/bed-server"]);
     cluster.wait_for("condition=Ready", &["pod/bed-real"]);
     let log = cluster.kubectl(&["logs", "bed-real"]).ok();
     assert_eq!(log.trim(), "started");
@@ -208,7 +211,7 @@ fn a_pod_runs_on_a_real_kubelet_and_leaves_nothing_behind() {
     assert!(!mounts_below(&dir).is_empty());
 
     let processes = cluster.processes();
-    assert_eq!(processes.len(), 8, "{processes:?}");
+    assert_eq!(processes.len(), 9, "{processes:?}");
     let key = node.strip_prefix("bed-").unwrap().to_owned();
     let bridge = format!("/sys/class/net/lb{key}");
     assert!(Path::new(&bridge).exists());

@@ -361,6 +361,24 @@ impl Cluster {
         run(script().arg(verb).args(args).arg(&self.dir)).ok();
     }
 
+    /// A program as one more part, which ends with the cluster at the latest.
+    pub(crate) fn run(&self, name: &str, command: &[&str]) {
+        run(script().arg("run").arg(&self.dir).arg(name).args(command)).ok();
+    }
+
+    /// An image on the node whose only content is a program with its libraries.
+    pub(crate) fn image(&self, name: &str, program: &str) {
+        let mut image = script();
+        run(image.arg("image").arg(&self.dir).args([name, program])).ok();
+    }
+
+    /// The name of its only node.
+    pub(crate) fn node(&self) -> String {
+        let nodes = self.json(&["get", "nodes"]);
+        let name = nodes["items"][0]["metadata"]["name"].as_str();
+        name.unwrap().to_owned()
+    }
+
     /// The ids of its processes, by part.
     pub(crate) fn processes(&self) -> Vec<(String, u32)> {
         let status = run(script().arg("status").arg(&self.dir)).ok();
