@@ -331,9 +331,11 @@ fn conditions(
 
 fn figures(figures: &Figures) -> StoreFigures {
     let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    // No file system is this small: it is another's, in a place that this agent does not see.
+    let known = figures.capacity_bytes > 0;
     StoreFigures {
-        capacity_bytes: signed(figures.capacity_bytes),
-        available_bytes: signed(figures.available_bytes),
+        capacity_bytes: known.then(|| signed(figures.capacity_bytes)),
+        available_bytes: known.then(|| signed(figures.available_bytes)),
         stored_bytes: signed(figures.stored_bytes),
         logical_bytes: signed(figures.logical_bytes),
         pinned_bytes: signed(figures.pinned_bytes),

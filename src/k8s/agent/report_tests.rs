@@ -246,6 +246,14 @@ fn a_disk_is_short_until_it_has_clearly_enough() {
             .find(|condition| condition.type_ == "DiskPressure");
         assert_eq!(condition.unwrap().status, status, "{available}");
     }
+    // Nobody is told that a disk is full which the agent does not see.
+    assert_eq!(before.store.unwrap().available_bytes, Some(100));
+    node.figures.capacity_bytes = 0;
+    let unseen = node.report(&before, now()).store.unwrap();
+    assert_eq!(
+        (unseen.capacity_bytes, unseen.available_bytes),
+        (None, None)
+    );
 }
 
 #[test]

@@ -74,10 +74,12 @@ pub struct NodeImageCacheStatus {
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct StoreFigures {
-    /// Size of the file system.
-    pub capacity_bytes: i64,
-    /// Free for us on it.
-    pub available_bytes: i64,
+    /// Size of the file system; absent where the agent cannot see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub capacity_bytes: Option<i64>,
+    /// Free for us on it; absent where the agent cannot see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available_bytes: Option<i64>,
     /// What images occupy on disk.
     pub stored_bytes: i64,
     /// Sum of the layers' contents.
