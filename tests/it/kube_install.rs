@@ -20,11 +20,13 @@ use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
 
-const OVERLAYS: [&str; 5] = [
+const OVERLAYS: [&str; 7] = [
     "base",
     "overlays/cache",
     "overlays/containerd",
     "overlays/crio",
+    "overlays/kind",
+    "overlays/systemd",
     "optional/tenant-limits",
 ];
 const AGENT: &str = "system:serviceaccount:larder:larder-agent";
@@ -154,7 +156,12 @@ fn installs_limits_and_uninstalls() {
             .kubectl(&["apply", "--server-side", "-k", &overlay])
             .ok();
     }
-    for overlay in ["overlays/containerd", "overlays/crio"] {
+    for overlay in [
+        "overlays/containerd",
+        "overlays/crio",
+        "overlays/kind",
+        "overlays/systemd",
+    ] {
         let flags = [
             "apply",
             "--server-side",

@@ -16,6 +16,7 @@ mod helm;
 mod ingest;
 mod kube_api;
 mod kube_install;
+mod kube_pods;
 mod licences;
 mod monitoring;
 mod operation;

@@ -31,6 +31,17 @@ app.kubernetes.io/part-of: larder
 {{- end }}
 {{- end }}
 
+{{/* Where the runtime keeps images on the node. */}}
+{{- define "larder.runtimeStore" -}}
+{{- if .Values.runtimeStore -}}
+{{ .Values.runtimeStore }}
+{{- else if eq .Values.backEnd "crio" -}}
+/var/lib/containers
+{{- else -}}
+/var/lib/containerd
+{{- end }}
+{{- end }}
+
 {{/* More variables of a container: `env` of agent or controller. */}}
 {{- define "larder.env" -}}
 {{- range $name, $value := . }}
