@@ -13,13 +13,16 @@ use crate::control::StatusSource;
 use crate::control::proto;
 use crate::image::Platform;
 use crate::k8s::agent::{
-    self, Agent, ApiView, ImageState, ImageView, Images, Limits, Link, PrepullView, View,
+    self, Agent, ApiView, ImageState, ImageView, Images, Limits, Link, PrepullView, PruneTiming,
+    View,
 };
 use crate::k8s::connect::{ApiServer, Connection};
 use crate::lifecycle::Shutdown;
 
 /// Name of the file that a restart needs, in the data directory.
 const STATE: &str = "prepulls.json";
+/// File below the data directory with what was pruned.
+const PRUNED: &str = "prunes.json";
 /// The user agent's name.
 const ROLE: &str = "larder-agent";
 
@@ -62,6 +65,8 @@ impl Declared {
             state: root.join(STATE),
             manifests: config.manifests.clone(),
             limits: Limits::default(),
+            pruned: root.join(PRUNED),
+            prune_timing: PruneTiming::default(),
         };
         tracing::info!(
             node = config.node,

@@ -1,3 +1,5 @@
+//! What goes, why, and what the planner never does.
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 

@@ -327,6 +327,8 @@ async fn run(args: Args) {
                 labels: BTreeMap::new(),
                 state: scratch.path().join(name),
                 manifests: None,
+                pruned: PathBuf::new(),
+                prune_timing: larder::k8s::agent::PruneTiming::default(),
                 limits: Limits::default(),
             },
             Some(Arc::new(connection)),

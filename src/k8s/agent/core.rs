@@ -16,7 +16,8 @@ use super::assign::{Assignment, Hold, Seen, assign};
 use super::inventory::{Inventory, PulledUnit, Pulls};
 use super::known::Known;
 use super::plan::{self, Plan, Work};
-use super::prepull::{Identity, Origin, Unit};
+use super::prepull::{Identity, Kind, Origin, Prepull, Unit};
+use super::prune;
 use super::report::{self, Facts, Synced};
 use super::retry::{self, Attempts, Failures};
 use super::seam::{Declared, Figures, HeldImage, PullFailure};
@@ -54,6 +55,10 @@ pub(super) struct Core {
     view: watch::Sender<Arc<View>>,
     reports: Option<watch::Sender<Arc<Report>>>,
     before: NodeImageCacheStatus,
+    prune: Option<watch::Sender<Arc<prune::Input>>>,
+    pruned: Arc<prune::Output>,
+    /// Everything of the API server was seen once.
+    was_synced: bool,
 }
 
 impl Core {
@@ -63,6 +68,7 @@ impl Core {
         (holds, pulls): (Vec<Hold>, Pulls),
         view: watch::Sender<Arc<View>>,
         reports: Option<watch::Sender<Arc<Report>>>,
+        prune: Option<watch::Sender<Arc<prune::Input>>>,
     ) -> Self {
         Core {
             share: retry::roll(),
@@ -88,15 +94,22 @@ impl Core {
             view,
             reports,
             before: NodeImageCacheStatus::default(),
+            prune,
+            pruned: Arc::default(),
+            was_synced: false,
         }
     }
 
     /// Takes in a message. Deciding comes after a batch of them.
     pub(super) fn take(&mut self, message: Message) {
-        if let Message::Reported(status) = message {
-            self.before.conditions = status.conditions;
-        } else {
-            self.known.take(message, &self.assignment.holds);
+        match message {
+            Message::Reported(status) => self.before.conditions = status.conditions,
+            Message::Pruned(output) => {
+                self.pruned = output;
+                // Images may have gone.
+                self.looked = None;
+            }
+            other => self.known.take(other, &self.assignment.holds),
         }
     }
 
@@ -161,6 +174,7 @@ impl Core {
         self.assign(now);
         self.save().await;
         self.protect().await;
+        self.tell_pruner();
         let plan = self.plan(now);
         self.check();
         self.publish(now);
@@ -284,6 +298,20 @@ impl Core {
                     });
             }
         }
+        // A node that is not admitted yet keeps what it happens to have.
+        for prepull in self.choosing().filter(|prepull| !prepull.terms.once) {
+            let units = prepull.revision.iter().flat_map(|revision| &revision.units);
+            for unit in units {
+                if let Ok(parsed) = unit.parse() {
+                    declared.entry(unit).or_insert(Declared {
+                        reference: parsed.reference,
+                        digest: parsed.digest,
+                        pinned: false,
+                        by: prepull.identity.to_string(),
+                    });
+                }
+            }
+        }
         let declared: Vec<Declared> = declared.into_values().collect();
         if self.protected.as_ref() == Some(&declared) {
             return;
@@ -295,6 +323,70 @@ impl Core {
                 self.protected = None;
             }
         }
+    }
+
+    /// Prepulls that choose this node.
+    fn choosing(&self) -> impl Iterator<Item = &Prepull> {
+        let node = self.known.node.as_ref();
+        let local = node.unwrap_or(&self.settings.node);
+        let declared = self.known.declared.values();
+        let declared = declared.filter(move |prepull| node.is_some_and(|n| prepull.selects(n)));
+        let filed = self.known.filed.values();
+        declared.chain(filed.filter(move |prepull| prepull.selects(local)))
+    }
+
+    fn tell_pruner(&mut self) {
+        let Some(prune) = &self.prune else { return };
+        self.was_synced |= self.api.is_some() && self.known.synced().synced;
+        let folder = self.known.folder.as_ref();
+        let files = self.settings.manifests.is_none() || folder.is_some_and(|f| f.complete);
+        let settled = files
+            && (self.api.is_none() || self.was_synced)
+            && self.protected.is_some()
+            && !self.look_fault;
+        let inventory = self.inventory.as_ref();
+        let figures = self.figures.unwrap_or_default();
+        // A hundredth of the disk is worth a look.
+        let step = (figures.capacity_bytes / 100).max(1);
+        let input = prune::Input {
+            node: match &self.known.node {
+                Some(node) => node.uid.clone(),
+                None => self.settings.node.uid.clone(),
+            },
+            policies: self.known.policies(&self.settings.node),
+            settled: settled && inventory.is_some(),
+            namespaces: self.namespaces(),
+            stamp: (
+                inventory.map_or_else(String::new, |inventory| inventory.hash.clone()),
+                figures.available_bytes / step,
+            ),
+        };
+        prune.send_if_modified(|before| {
+            let news = **before != input;
+            if news {
+                *before = Arc::new(input);
+            }
+            news
+        });
+    }
+
+    /// Namespaces whose prepulls declare images that are held.
+    fn namespaces(&self) -> BTreeMap<String, BTreeSet<String>> {
+        let mut namespaces: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        let Some(inventory) = &self.inventory else {
+            return namespaces;
+        };
+        for prepull in self.choosing() {
+            if prepull.identity.kind != Kind::ImagePrepull {
+                continue;
+            }
+            let units = prepull.revision.iter().flat_map(|revision| &revision.units);
+            for id in units.filter_map(|unit| inventory.id(unit, &self.pulls)) {
+                let of_image = namespaces.entry(id.to_owned()).or_default();
+                of_image.insert(prepull.identity.namespace.clone());
+            }
+        }
+        namespaces
     }
 
     fn plan(&mut self, now: Timestamp) -> Plan {
@@ -359,6 +451,7 @@ impl Core {
             pulls: &self.pulls,
             figures: self.figures.as_ref(),
             synced: &synced,
+            pruned: &self.pruned,
         };
         self.settings.metrics.set_images(facts.counts());
         self.settings.metrics.set_synced(synced.synced);
@@ -384,15 +477,22 @@ impl Core {
                 (dir.display().to_string(), faults.collect())
             }),
             prepulls,
+            prunes: self
+                .pruned
+                .reports
+                .iter()
+                .map(|told| (told.report.clone(), told.file.clone()))
+                .collect(),
         }));
         // What is not known is not reported.
         if let Some(reports) = self.reports.as_ref().filter(|_| self.inventory.is_some()) {
             let status = report::report(&facts, &self.before, now);
             self.before = status.clone();
             let desired = self.assignment.holds.iter();
-            let desired = desired
-                .map(|hold| (hold.identity.uid.clone(), hold.desired))
-                .collect();
+            let desired = desired.map(|hold| (hold.identity.uid.clone(), hold.desired));
+            let pruned = self.pruned.reports.iter();
+            let pruned = pruned.map(|told| (told.report.uid.clone(), told.desired));
+            let desired = desired.chain(pruned).collect();
             reports.send_replace(Arc::new(Report {
                 status,
                 desired,

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 
 use super::prepull::{Kind, Prepull};
+use super::prune_policy::PrunePolicy;
 use crate::k8s::api::{
     ClusterImagePrepull, GROUP, ImagePrepull, ImagePrunePolicy, SharedPrepullSpec, VERSION,
     Visibility,
@@ -31,7 +32,7 @@ pub(super) struct Declaration {
     /// Prepulls.
     pub(super) prepulls: Vec<Prepull>,
     /// Policies.
-    pub(super) policies: Vec<ImagePrunePolicy>,
+    pub(super) policies: Vec<PrunePolicy>,
 }
 
 /// What the folder declares.
@@ -232,10 +233,22 @@ fn parse(file: &str, text: &str) -> Result<(Declaration, Option<String>), String
                 out.prepulls.push(prepull);
             }
             "ImagePrunePolicy" => {
-                let mut object: ImagePrunePolicy =
+                let object: ImagePrunePolicy =
                     serde_json::from_value(value).map_err(|error| wrong(&error))?;
-                object.metadata.managed_fields = None;
-                out.policies.push(object);
+                if object
+                    .metadata
+                    .name
+                    .as_deref()
+                    .unwrap_or_default()
+                    .is_empty()
+                {
+                    return Err(wrong(&"metadata.name is missing"));
+                }
+                let policy = PrunePolicy::of_file(file, &object);
+                if let Err(fault) = &policy.rules {
+                    return Err(wrong(fault));
+                }
+                out.policies.push(policy);
             }
             other => strange = Some(format!("document {number}: {other} is left out here")),
         }

@@ -27,7 +27,7 @@ fn several_documents_of_every_kind() {
         "{BASE}---\n---\n\
          apiVersion: larder.dev/v1alpha1\nkind: ImagePrepull\nmetadata: {{name: app, namespace: team-a}}\n\
          spec: {{images: ['r.io/b:1', 'r.io/b:1', 'r.io/a:1'], pullSecrets: [{{name: s}}]}}\n---\n\
-         apiVersion: larder.dev/v1alpha1\nkind: ImagePrunePolicy\nmetadata: {{name: default}}\nspec: {{mode: DryRun}}\n"
+         apiVersion: larder.dev/v1alpha1\nkind: ImagePrunePolicy\nmetadata: {{name: default}}\nspec: {{rules: [{{keepLast: 3}}]}}\n"
     );
     let (declaration, fault) = parse("a.yaml", &text).unwrap();
     assert_eq!(fault, None);

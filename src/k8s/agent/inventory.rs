@@ -61,6 +61,16 @@ impl Inventory {
         out
     }
 
+    /// The image that holds a unit's content, as far as it is known.
+    pub(super) fn id<'a>(&'a self, unit: &Unit, pulls: &'a Pulls) -> Option<&'a str> {
+        if let Some(pulled) = pulls.get(unit) {
+            return self.ids.contains(&pulled.id).then_some(&pulled.id);
+        }
+        let parsed = unit.parse().ok()?;
+        let name = parsed.reference.digested(parsed.digest.as_ref()?);
+        self.digests.get(&name).map(String::as_str)
+    }
+
     /// Whether a unit is held: its content, and, where it has a tag, some image under that tag. Which image that is
     /// does not matter: a pod may have pulled a newer one, and taking the name back would start a quarrel.
     pub(super) fn holds(&self, unit: &Unit, pulls: &Pulls) -> bool {

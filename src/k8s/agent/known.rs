@@ -12,10 +12,11 @@ use super::Message;
 use super::assign::Hold;
 use super::files::Folder;
 use super::prepull::{Identity, Kind, Origin, Prepull};
+use super::prune_policy::PrunePolicy;
 use super::report::Synced;
 use super::watch::{Delta, Link, MAX_OBJECTS, Told, Trouble, Watched};
 use super::work::Verdict;
-use crate::k8s::api::{ImagePrunePolicy, NodeFacts};
+use crate::k8s::api::NodeFacts;
 
 /// An object that is not there any more is looked for again after this: when a kind is uninstalled, its objects are
 /// deleted first, and that is nobody's wish to release images.
@@ -47,7 +48,7 @@ pub(super) struct Known {
     pub(super) identity_fault: Option<String>,
     /// The folder of manifests.
     pub(super) folder: Option<Folder>,
-    policies: BTreeMap<String, ImagePrunePolicy>,
+    policies: BTreeMap<String, PrunePolicy>,
     links: BTreeMap<Watched, Link>,
     suspects: BTreeMap<String, Suspect>,
 }
@@ -71,7 +72,7 @@ impl Known {
             Message::Node(told) => self.node(told),
             Message::Folder(folder) => self.folder(folder, holds),
             Message::Identity(fault) => self.identity_fault = fault,
-            Message::Reported(_) => {}
+            Message::Reported(_) | Message::Pruned(_) => {}
         }
     }
 
@@ -162,8 +163,8 @@ impl Known {
             });
     }
 
-    fn policy(&mut self, told: Told<ImagePrunePolicy>) {
-        let uid = |policy: &ImagePrunePolicy| policy.metadata.uid.clone().unwrap_or_default();
+    /// A policy that cannot be read any more removes nothing any more.
+    fn policy(&mut self, told: Told<PrunePolicy>) {
         match told {
             Told::Link(link) => {
                 self.links.insert(Watched::ImagePrunePolicies, link);
@@ -171,11 +172,14 @@ impl Known {
             Told::Objects(Delta::All { objects, .. }) => {
                 self.policies = objects
                     .into_iter()
-                    .map(|policy| (uid(&policy), policy))
+                    .map(|policy| (policy.uid.clone(), policy))
                     .collect();
             }
             Told::Objects(Delta::One(policy)) => {
-                self.policies.insert(uid(&policy), policy);
+                let known = self.policies.contains_key(&policy.uid);
+                if known || self.policies.len() < MAX_OBJECTS {
+                    self.policies.insert(policy.uid.clone(), policy);
+                }
             }
             Told::Objects(Delta::Gone { uid }) => {
                 self.policies.remove(&uid);
@@ -270,6 +274,24 @@ impl Known {
             .collect();
         self.gone.retain(|uid, _| held.contains(uid.as_str()));
         self.suspects.retain(|uid, _| held.contains(uid.as_str()));
+    }
+
+    /// Policies that choose a node: those of the API server, once it is known what that says of this machine, and those
+    /// of files. By name.
+    pub(super) fn policies(&self, local: &NodeFacts) -> Vec<PrunePolicy> {
+        let node = self.node.as_ref();
+        let api = self.policies.values();
+        let api = api.filter(|policy| node.is_some_and(|node| policy.selects(node)));
+        let files = self.folder.iter().flat_map(|folder| folder.files.values());
+        let files = files
+            .flatten()
+            .flat_map(|declaration| &declaration.policies);
+        let files = files.filter(|policy| policy.selects(node.unwrap_or(local)));
+        let mut policies: Vec<PrunePolicy> = api.chain(files).cloned().collect();
+        policies.sort_by(|a, b| (&a.name, &a.uid).cmp(&(&b.name, &b.uid)));
+        // Two files with the same policy would act against each other.
+        policies.dedup_by(|a, b| a.uid == b.uid);
+        policies
     }
 
     /// How the connection for a kind is.

@@ -38,6 +38,9 @@ pub struct Metrics {
     restarts: Family<Restart, Counter>,
     malformed: Family<Resource, Counter>,
     synced: Gauge,
+    prunes: Family<Result, Counter>,
+    pruned_images: Counter,
+    pruned_bytes: Counter,
 }
 
 /// Images that prepulls make this node hold, by how far they are.
@@ -89,6 +92,21 @@ impl Metrics {
             "1 while all declared objects have been seen and are followed",
             metrics.synced.clone(),
         );
+        registry.register(
+            "larder_prune_runs",
+            "Runs of prune policies that ended, by result",
+            metrics.prunes.clone(),
+        );
+        registry.register(
+            "larder_prune_removed_images",
+            "Images that prune policies removed",
+            metrics.pruned_images.clone(),
+        );
+        registry.register(
+            "larder_prune_freed_bytes",
+            "Bytes that these removals freed",
+            metrics.pruned_bytes.clone(),
+        );
         metrics
     }
 
@@ -111,6 +129,15 @@ impl Metrics {
 
     pub(super) fn pulled(&self, result: &'static str) {
         self.pulls.get_or_create(&Result { result }).inc();
+    }
+
+    pub(super) fn pruned(&self, result: &'static str) {
+        self.prunes.get_or_create(&Result { result }).inc();
+    }
+
+    pub(super) fn removed(&self, bytes: u64) {
+        self.pruned_images.inc();
+        self.pruned_bytes.inc_by(bytes);
     }
 
     pub(super) fn written(&self, result: &'static str) {

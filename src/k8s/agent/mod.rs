@@ -6,7 +6,8 @@
 //! ```text
 //! watch, files -> core: assign -> plan -> pulls through the seam
 //!                       |  \-> report -> writer -> NodeImageCache
-//!                       \-> state (what a restart needs)
+//!                       |-> state (what a restart needs)
+//!                       \-> prune: removals through the other seam, by policies
 //! ```
 
 mod assign;
@@ -17,6 +18,9 @@ mod known;
 mod metrics;
 mod plan;
 mod prepull;
+mod prune;
+mod prune_policy;
+mod prune_record;
 mod report;
 mod retry;
 mod seam;
@@ -39,8 +43,10 @@ use tokio::time::{sleep_until, timeout};
 pub use metrics::Metrics;
 pub use plan::Limits;
 pub use prepull::{Identity as PrepullIdentity, Kind, Unit};
+pub use prune::PruneTiming;
 pub use seam::{
-    BoxFuture, Declared, Figures, HeldImage, Images, PullFailure, Want, WantCredentials,
+    BoxFuture, Declared, Figures, HeldImage, Images, PruneFault, Pruning, PullFailure, Want,
+    WantCredentials,
 };
 pub use view::{ApiView, ImageState, ImageView, PrepullView, View};
 pub use watch::{Link, Trouble, Watched};
@@ -53,6 +59,8 @@ use crate::k8s::connect::{Connection, Identity, REQUEST_TIMEOUT};
 use crate::lifecycle::Shutdown;
 use files::Folder;
 use prepull::Prepull;
+use prune::Pruner;
+use prune_policy::PrunePolicy;
 use state::StateFile;
 use watch::{Following, Told, follow};
 use writer::Writer;
@@ -75,6 +83,10 @@ pub struct Config {
     pub manifests: Option<PathBuf>,
     /// Pulls at once.
     pub limits: Limits,
+    /// Where it is kept what was pruned; its folder exists.
+    pub pruned: PathBuf,
+    /// When prune policies look.
+    pub prune_timing: PruneTiming,
 }
 
 /// The agent, not running yet.
@@ -82,6 +94,7 @@ pub struct Agent {
     config: Config,
     connection: Option<Arc<Connection>>,
     images: Arc<dyn Images>,
+    pruning: Option<Arc<dyn Pruning>>,
     metrics: Metrics,
     view: cell::Sender<Arc<View>>,
 }
@@ -99,7 +112,9 @@ impl std::fmt::Debug for Agent {
 enum Message {
     Cluster(Told<Prepull>),
     Namespaced(Told<Prepull>),
-    Policy(Told<ImagePrunePolicy>),
+    Policy(Told<PrunePolicy>),
+    /// What became of policies.
+    Pruned(Arc<prune::Output>),
     Node(Told<NodeFacts>),
     Folder(Folder),
     /// What is wrong with the credentials.
@@ -141,9 +156,16 @@ impl Agent {
             config,
             connection,
             images,
+            pruning: None,
             metrics,
             view: cell::Sender::new(Arc::new(view)),
         }
+    }
+
+    /// Acts on prune policies, too. Without this they are not even reported on.
+    pub fn with_pruning(mut self, pruning: Arc<dyn Pruning>) -> Self {
+        self.pruning = Some(pruning);
+        self
     }
 
     /// What people may ask at any time.
@@ -157,6 +179,7 @@ impl Agent {
             config,
             connection,
             images,
+            pruning,
             metrics,
             view,
         } = self;
@@ -208,9 +231,20 @@ impl Agent {
                 (Some(api), Some(reports))
             }
         };
+        let prune = pruning.map(|pruning| {
+            let (inputs, read) = cell::channel(Arc::default());
+            let pruner = Pruner {
+                pruning,
+                state: StateFile::new(config.pruned),
+                timing: config.prune_timing,
+                metrics: metrics.clone(),
+            };
+            tasks.spawn(pruner.run(read, Message::Pruned, to.clone()));
+            inputs
+        });
         // The tasks have senders of their own; without any there is nothing to hear.
         let _to = to;
-        let mut core = Core::new(settings, api, loaded, view, reports);
+        let mut core = Core::new(settings, api, loaded, view, reports, prune);
         let mut wake = core.settle().await;
         loop {
             tokio::select! {
@@ -277,12 +311,7 @@ fn start(
         watch::Kind {
             watched: Watched::ImagePrunePolicies,
             fields: None,
-            compile: |policy: &ImagePrunePolicy| {
-                let mut policy = policy.clone();
-                policy.metadata.managed_fields = None;
-                policy.status = None;
-                policy
-            },
+            compile: PrunePolicy::of_api,
         },
         Message::Policy,
         to.clone(),

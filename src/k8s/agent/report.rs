@@ -11,17 +11,22 @@ use super::inventory::{Inventory, Pulls};
 use super::metrics::ImageCounts;
 use super::plan::Work;
 use super::prepull::Unit;
+use super::prune;
 use super::retry::Attempts;
 use super::seam::Figures;
 use crate::k8s::api::{
-    self, HeldPrepull, HoldState, ImageFailure, NodeImageCacheStatus, StoreFigures, condition,
-    reason,
+    self, HeldPrepull, HoldState, ImageFailure, NodeImageCacheStatus, PruneReport, StoreFigures,
+    condition, reason,
 };
 
 /// Prepulls that a report lists.
 const MAX_PREPULLS: usize = 256;
 /// Failures that a report lists.
 const MAX_FAILURES: usize = 10;
+/// Prune policies that a report lists,
+const MAX_PRUNES: usize = 64;
+/// and those of which it names images: more would be too large an object.
+const MAX_PRUNES_WITH_TOP: usize = 16;
 /// Below this share of free space, in percent, the disk is short;
 const SHORT: u64 = 8;
 /// it is not any more above this one.
@@ -75,6 +80,8 @@ pub(super) struct Facts<'a> {
     pub(super) figures: Option<&'a Figures>,
     /// Of the API server.
     pub(super) synced: &'a Synced,
+    /// Of prune policies.
+    pub(super) pruned: &'a prune::Output,
 }
 
 impl Facts<'_> {
@@ -200,7 +207,21 @@ pub(super) fn report(
         prepulls: prepulls.into_iter().take(MAX_PREPULLS).collect(),
         prepulls_omitted: i64::try_from(omitted).unwrap_or(i64::MAX),
         failures: failures(facts, &live),
-        prune: before.prune.clone(),
+        prunes: facts
+            .pruned
+            .reports
+            .iter()
+            .filter(|told| told.file.is_empty())
+            .take(MAX_PRUNES)
+            .enumerate()
+            .map(|(place, told)| PruneReport {
+                top: match place < MAX_PRUNES_WITH_TOP {
+                    true => told.report.top.clone(),
+                    false => Vec::new(),
+                },
+                ..told.report.clone()
+            })
+            .collect(),
         conditions: conditions(facts, &progress, before, now),
     }
 }
@@ -326,7 +347,16 @@ fn conditions(
         facts.synced.reason,
         facts.synced.message.clone(),
     );
-    vec![ready, healthy, pressure, synced]
+    let mut conditions = vec![ready, healthy, pressure, synced];
+    if let Some(ready) = &facts.pruned.ready {
+        conditions.push(of(
+            condition::PRUNE_READY,
+            Some(ready.met),
+            ready.reason,
+            ready.message.clone(),
+        ));
+    }
+    conditions
 }
 
 fn figures(figures: &Figures) -> StoreFigures {
@@ -349,12 +379,12 @@ fn number(count: usize) -> i32 {
 }
 
 /// What makes a report worth a write.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Essence {
     prepulls: BTreeMap<String, (String, HoldState)>,
     failing: BTreeSet<String>,
     conditions: BTreeMap<String, String>,
-    pruned: Option<Timestamp>,
+    pruned: BTreeMap<String, PruneReport>,
     version: String,
 }
 
@@ -377,11 +407,12 @@ impl Essence {
                 .iter()
                 .map(|condition| (condition.type_.clone(), condition.status.clone()))
                 .collect(),
+            // What is told of runs is chosen where they are recorded.
             pruned: status
-                .prune
-                .as_ref()
-                .and_then(|prune| prune.last_run_time.as_ref())
-                .map(|time| time.0),
+                .prunes
+                .iter()
+                .map(|prune| (prune.uid.clone(), prune.clone()))
+                .collect(),
             version: status.agent_version.clone(),
         }
     }
@@ -398,10 +429,10 @@ impl Essence {
             return Some(everybody());
         }
         let uids = self.prepulls.keys().chain(new.prepulls.keys());
-        let changed = uids
-            .filter(|uid| self.prepulls.get(*uid) != new.prepulls.get(*uid))
-            .map(of)
-            .max();
+        let changed = uids.filter(|uid| self.prepulls.get(*uid) != new.prepulls.get(*uid));
+        let policies = self.pruned.keys().chain(new.pruned.keys());
+        let pruned = policies.filter(|uid| self.pruned.get(*uid) != new.pruned.get(*uid));
+        let changed = changed.chain(pruned).map(of).max();
         Some(changed.unwrap_or_else(|| {
             if self.failing == new.failing {
                 1

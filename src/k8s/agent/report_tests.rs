@@ -46,6 +46,7 @@ struct Node {
     figures: Figures,
     synced: Synced,
     pulls: Pulls,
+    pruned: prune::Output,
 }
 
 impl Node {
@@ -67,6 +68,7 @@ impl Node {
                 message: String::new(),
             },
             pulls: Pulls::new(),
+            pruned: prune::Output::default(),
         }
     }
 
@@ -109,6 +111,7 @@ impl Node {
             pulls: &self.pulls,
             figures: Some(&self.figures),
             synced: &self.synced,
+            pruned: &self.pruned,
         }
     }
 

@@ -1,5 +1,5 @@
 //! What the agent needs of whatever holds images on this node: larder's own cache, or the image service of the node's
-//! container runtime. `app` has both.
+//! container runtime. `app` has both, for holding images and for removing them.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::image::{Digest, Platform, Reference};
+use crate::prune::{Candidate, Disk};
 
 /// A future of a trait object.
 pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
@@ -25,6 +26,30 @@ pub trait Images: Send + Sync + 'static {
 
     /// Bytes and counts.
     fn figures(&self) -> BoxFuture<'_, Result<Figures, PullFailure>>;
+}
+
+/// What removes images on this node. Declared images are known from [`Images::declare`].
+pub trait Pruning: Send + Sync + 'static {
+    /// Every image with all that decides whether it may go, and the file system that images are on. An error means that
+    /// this is not known, and that nothing may go: a runtime that is configured and not reached is one.
+    fn candidates(&self) -> BoxFuture<'_, Result<(Vec<Candidate>, Disk), PruneFault>>;
+
+    /// Removes an image with all its names, unless something protects it at this moment: then, and where it is gone
+    /// already, the answer is `None`. Else the bytes that this freed. What is removed when this ends stays so.
+    fn remove(&self, id: String) -> BoxFuture<'_, Result<Option<u64>, PruneFault>>;
+
+    /// The band of the disk that pulls never enter from now on, in bytes.
+    fn reserve(&self, bytes: u64);
+}
+
+/// Why nothing is known of what may go, or an image did not.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct PruneFault {
+    /// One of [`crate::k8s::api::reason`]: `RuntimeUnavailable`, `StoreError`, `Timeout`, `Unknown`.
+    pub reason: &'static str,
+    /// For people: subject, cause, remedy.
+    pub message: String,
 }
 
 /// An image to hold.

@@ -1,10 +1,13 @@
-//! What outlives a restart: holds with their retention, and what pulls ended with. One file, replaced as a whole.
+//! What outlives a restart: holds with their retention, and what pulls ended with; in a file of its own what was pruned.
+//! Files are replaced as a whole.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+
+use serde::de::DeserializeOwned;
 
 use super::assign::Hold;
 use super::inventory::{PulledUnit, Pulls};
@@ -15,10 +18,17 @@ const VERSION: u32 = 1;
 /// Far more than 10,000 prepulls of 256 images would be is no state of ours.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Contents of the file.
+/// A file: what it says, and in which words.
+#[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
+struct Versioned<T> {
+    version: u32,
+    #[serde(flatten)]
+    contents: T,
+}
+
+/// Contents of the file of holds.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
 struct Contents {
-    version: u32,
     #[serde(default)]
     holds: Vec<Hold>,
     #[serde(default)]
@@ -52,31 +62,33 @@ impl StateFile {
         StateFile { path }
     }
 
-    /// Blocking. Without a file there is nothing held. A file that cannot be understood is put aside as
-    /// `NAME.unreadable` and said to be an error: images that it protected are protected again once the API server
-    /// was read.
+    /// Blocking. Without a file there is nothing held. Images that a file which cannot be understood protected are
+    /// protected again once the API server was read.
     pub(super) fn load(&self) -> Result<(Vec<Hold>, Pulls), StateError> {
+        let contents: Contents = self.read()?.unwrap_or_default();
+        let pulls = contents.pulls.into_iter();
+        let pulls = pulls.map(|pulled| (pulled.unit, pulled.pulled)).collect();
+        Ok((contents.holds, pulls))
+    }
+
+    /// Blocking. `None` without a file. One that cannot be understood is put aside as `NAME.unreadable` and said to be an
+    /// error.
+    pub(super) fn read<T: DeserializeOwned>(&self) -> Result<Option<T>, StateError> {
         let mut text = Vec::new();
         match File::open(&self.path) {
             Ok(file) => file
                 .take(MAX_BYTES)
                 .read_to_end(&mut text)
                 .map_err(|error| self.error(error))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok((Vec::new(), Pulls::new()));
-            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.error(error)),
         };
-        let contents: Result<Contents, _> = serde_json::from_slice(&text);
-        match contents {
-            Ok(contents) if contents.version == VERSION => {
-                let pulls = contents.pulls.into_iter();
-                let pulls = pulls.map(|pulled| (pulled.unit, pulled.pulled)).collect();
-                Ok((contents.holds, pulls))
-            }
+        let file: Result<Versioned<T>, _> = serde_json::from_slice(&text);
+        match file {
+            Ok(file) if file.version == VERSION => Ok(Some(file.contents)),
             other => {
                 let cause = match other {
-                    Ok(contents) => format!("it is of version {}, not {VERSION}", contents.version),
+                    Ok(file) => format!("it is of version {}, not {VERSION}", file.version),
                     Err(error) => error.to_string(),
                 };
                 let mut aside = self.path.clone().into_os_string();
@@ -90,11 +102,9 @@ impl StateFile {
         }
     }
 
-    /// Blocking. After it returned the state survives a power cut: the new file is synced before it takes the name,
-    /// the folder after.
+    /// Blocking. See [`StateFile::write`].
     pub(super) fn save(&self, holds: &[Hold], pulls: &Pulls) -> Result<(), StateError> {
         let contents = Contents {
-            version: VERSION,
             holds: holds.to_vec(),
             pulls: pulls
                 .iter()
@@ -104,7 +114,17 @@ impl StateFile {
                 })
                 .collect(),
         };
-        let text = serde_json::to_vec(&contents).map_err(|error| self.error(error))?;
+        self.write(&contents)
+    }
+
+    /// Blocking. After it returned the state survives a power cut: the new file is synced before it takes the name,
+    /// the folder after.
+    pub(super) fn write<T: Serialize>(&self, contents: &T) -> Result<(), StateError> {
+        let file = Versioned {
+            version: VERSION,
+            contents,
+        };
+        let text = serde_json::to_vec(&file).map_err(|error| self.error(error))?;
         self.replace(&text).map_err(|error| self.error(error))
     }
 

@@ -6,7 +6,7 @@ use super::assign::{Assignment, Hold, Why};
 use super::prepull::{Identity, Origin, Unit};
 use super::report::Facts;
 use super::watch::{Link, Watched};
-use crate::k8s::api::HoldState;
+use crate::k8s::api::{HoldState, PruneReport};
 
 /// Of one node.
 #[derive(Clone, Debug, Default)]
@@ -19,6 +19,8 @@ pub struct View {
     pub manifests: Option<(String, Vec<(String, String)>)>,
     /// Sorted by identity.
     pub prepulls: Vec<PrepullView>,
+    /// By name, with the file that each is from; empty for the API server.
+    pub prunes: Vec<(PruneReport, String)>,
 }
 
 /// The connection to the API server.

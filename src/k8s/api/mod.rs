@@ -11,6 +11,7 @@ mod node_image_cache;
 mod percent;
 mod prepull;
 mod prune;
+mod prune_rules;
 mod schema;
 mod selector;
 mod slot;
@@ -25,7 +26,7 @@ pub use names::{
 };
 pub use node_image_cache::{
     HeldPrepull, HoldState, ImageFailure, Inventory, NodeImageCache, NodeImageCacheStatus,
-    PruneReport, PruneTop, StoreFigures,
+    PruneReport, PruneState, PruneTop, StoreFigures,
 };
 pub use percent::{IntOrPercent, PercentError};
 pub use prepull::{
@@ -36,8 +37,9 @@ pub use prepull::{
 };
 pub use prune::{
     ImagePrunePolicy, ImagePrunePolicySpec, ImagePrunePolicyStatus, MatchImages, PruneCounts,
-    PruneMode, PruneRule, PruneSchedule,
+    PruneMode, PruneRule, PruneSchedule, PrunedImage,
 };
+pub use prune_rules::PolicyFault;
 pub use selector::{
     LabelSelector, NodeFacts, NodeSelectorRequirement, NodeSelectorTerm, Requirement, Taint,
 };

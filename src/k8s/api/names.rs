@@ -31,6 +31,8 @@ pub mod condition {
     pub const DISK_PRESSURE: &str = "DiskPressure";
     /// A node's agent has seen all declared objects since it last started.
     pub const API_SYNCED: &str = "ApiSynced";
+    /// A node's prune policies can do their work.
+    pub const PRUNE_READY: &str = "PruneReady";
 }
 
 /// Reasons: a closed set, safe as labels.
@@ -87,6 +89,8 @@ pub mod reason {
     pub const SECRET_MISSING: &str = "SecretMissing";
     /// The node's store refused.
     pub const STORE_ERROR: &str = "StoreError";
+    /// The node's container runtime is not reached, so nobody knows what is in use.
+    pub const RUNTIME_UNAVAILABLE: &str = "RuntimeUnavailable";
     /// None of the others.
     pub const UNKNOWN: &str = "Unknown";
 }

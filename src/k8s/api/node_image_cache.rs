@@ -61,10 +61,11 @@ pub struct NodeImageCacheStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
     pub failures: Vec<ImageFailure>,
-    /// The last prune run.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prune: Option<PruneReport>,
-    /// `Ready`, `StoreHealthy`, `DiskPressure`, `ApiSynced`.
+    /// Prune policies that choose the node, by name, with their last runs; 64 at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub prunes: Vec<PruneReport>,
+    /// `Ready`, `StoreHealthy`, `DiskPressure`, `ApiSynced`; `PruneReady` where a prune policy chooses the node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -169,28 +170,56 @@ pub struct ImageFailure {
     pub time: Option<Time>,
 }
 
-/// The last prune run.
+/// How far a node is with one prune policy, and what its last run did.
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct PruneReport {
-    /// Name of the policy.
+    /// `metadata.uid` of the policy.
+    #[schemars(length(max = 64))]
+    pub uid: String,
+    /// Its name.
     #[schemars(length(max = 253))]
     pub policy: String,
-    /// Its generation.
-    pub generation: i64,
-    /// When the run ended.
+    /// The revision that the node acts on, or waits to be admitted to.
+    #[schemars(length(max = 16))]
+    pub revision: String,
+    /// How far it is.
+    pub state: PruneState,
+    /// Why it is not done, from a closed set.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 64))]
+    pub reason: String,
+    /// For people.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    #[schemars(length(max = 256))]
+    pub message: String,
+    /// When the last run ended.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_run_time: Option<Time>,
-    /// Images removed.
+    /// Images that the last run which removed any removed.
     pub removed_images: i64,
-    /// Bytes freed.
+    /// Bytes freed by them.
     pub freed_bytes: i64,
-    /// Bytes that would be freed.
+    /// Images that would go now: in a dry run, or before the node is admitted.
+    pub would_remove_images: i64,
+    /// Bytes that would be freed by them.
     pub would_free_bytes: i64,
-    /// The largest; five at most.
+    /// The largest of either; five at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
     pub top: Vec<PruneTop>,
+}
+
+/// How far a node is with a revision of a prune policy.
+#[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+pub enum PruneState {
+    /// No run of the revision ended yet.
+    #[default]
+    Pending,
+    /// The last run ended well.
+    Done,
+    /// The last run ended with an error; tried again.
+    Failed,
 }
 
 /// An image that went, or would go.
@@ -201,7 +230,7 @@ pub struct PruneTop {
     #[schemars(length(max = 512))]
     pub image: String,
     /// The rule that selected it.
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 128))]
     pub rule: String,
     /// Bytes.
     pub bytes: i64,

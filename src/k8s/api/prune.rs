@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::amount::Amount;
 use super::percent::IntOrPercent;
-use super::prepull::{PrepullFailure, Rollout, Window};
+use super::prepull::{PrepullFailure, Rollout, RolloutStatus, Window};
 use super::selector::LabelSelector;
 
 /// Which images may go, from which nodes, and when.
@@ -26,8 +26,13 @@ use super::selector::LabelSelector;
     printcolumn = r#"{"name":"Nodes","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
     printcolumn = r#"{"name":"Done","type":"integer","jsonPath":".status.nodes.done","description":"Nodes that finished a run"}"#,
     printcolumn = r#"{"name":"Removed","type":"integer","jsonPath":".status.removedImages","description":"Images removed by the last runs"}"#,
+    printcolumn = r#"{"name":"Would-Remove","type":"integer","jsonPath":".status.wouldRemoveImages","description":"Images that would go"}"#,
+    printcolumn = r#"{"name":"Status","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].reason","description":"Why it is ready, or not"}"#,
+    printcolumn = r#"{"name":"Failed","type":"integer","jsonPath":".status.nodes.failed","description":"Nodes whose last run failed","priority":1}"#,
     printcolumn = r#"{"name":"Freed","type":"integer","jsonPath":".status.freedBytes","description":"Bytes freed by them","priority":1}"#,
-    printcolumn = r#"{"name":"Would-Free","type":"integer","jsonPath":".status.wouldFreeBytes","description":"Bytes that a dry run would free","priority":1}"#,
+    printcolumn = r#"{"name":"Would-Free","type":"integer","jsonPath":".status.wouldFreeBytes","description":"Bytes that would be freed","priority":1}"#,
+    printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
+    printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
     printcolumn = r#"{"name":"Last-Run","type":"date","jsonPath":".status.lastRunTime"}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     selectable = ".spec.mode",
@@ -124,7 +129,8 @@ pub struct PruneRule {
 #[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct MatchImages {
-    /// Patterns of names, of which one must match; 64 at most. `*` stands for any characters but `/`, `**` for any.
+    /// Patterns of names, of which one must match; 64 at most. `*` stands for any characters but `/`, `**` for any, and
+    /// `*` alone is every image. A pattern without tag means all tags of a repository.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::patterns")]
     pub images: Vec<String>,
@@ -146,6 +152,9 @@ pub struct ImagePrunePolicyStatus {
     pub observed_generation: Option<i64>,
     /// Nodes, counted.
     pub nodes: PruneCounts,
+    /// What is being rolled out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutStatus>,
     /// When a node last finished a run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_run_time: Option<Time>,
@@ -153,8 +162,14 @@ pub struct ImagePrunePolicyStatus {
     pub removed_images: i64,
     /// Bytes freed by them.
     pub freed_bytes: i64,
-    /// Bytes that would be freed, where the mode is `DryRun`.
+    /// Images that would go: where the mode is `DryRun`, and on nodes that are not admitted yet.
+    pub would_remove_images: i64,
+    /// Bytes that would be freed by them.
     pub would_free_bytes: i64,
+    /// What went, or would go, the most bytes first; ten at most.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 10))]
+    pub top: Vec<PrunedImage>,
     /// What keeps nodes from finishing; ten at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 10))]
@@ -171,10 +186,30 @@ pub struct ImagePrunePolicyStatus {
 pub struct PruneCounts {
     /// Chosen by the spec.
     pub desired: i64,
-    /// Finished a run of the current generation.
+    /// Let in by the rollout.
+    pub admitted: i64,
+    /// Finished a run of the current revision.
     pub done: i64,
-    /// Ended a run with an error.
+    /// Ended their last run with an error.
     pub failed: i64,
+    /// Not ready, or silent, for ten minutes.
+    pub unreachable: i64,
+}
+
+/// An image that went from nodes, or would go.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct PrunedImage {
+    /// One of its names.
+    #[schemars(length(max = 512))]
+    pub image: String,
+    /// The rule that selected it.
+    #[schemars(length(max = 128))]
+    pub rule: String,
+    /// Nodes that name it among their largest.
+    pub nodes: i64,
+    /// On these nodes together.
+    pub bytes: i64,
 }
 
 impl Rollout {

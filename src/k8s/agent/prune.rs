@@ -1,0 +1,583 @@
+//! Removes what policies select, and tells what they would: the shell around the planner.
+//!
+//! Decides nothing about images: `crate::prune` does. Owns when to look, carries plans out one removal after the other,
+//! and writes down what it is about to do before it does it. While it is not known what is in use or declared, nothing
+//! goes.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::Message;
+use super::metrics::Metrics;
+use super::prune_policy::{Due, PrunePolicy};
+use super::prune_record::{Current, Memory, Run, entry};
+use super::retry::roll;
+use super::seam::{PruneFault, Pruning};
+use super::state::StateFile;
+use crate::k8s::api::{PruneReport, PruneState, reason};
+use crate::k8s::backoff::backoff;
+use crate::prune::{self, Candidate, Disk, Plan};
+
+/// Of a look at all images.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of one removal.
+const REMOVE_TIMEOUT: Duration = Duration::from_secs(600);
+/// Removals of one run that may fail before the rest is left for the next one.
+const MOST_FAULTS: u32 = 3;
+/// Pauses after a look that was not possible.
+const FIRST_RETRY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_secs(60);
+/// Longest sleep; a clock may be set.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// When a policy without a schedule looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PruneTiming {
+    /// After images or the disk changed: more may change just now.
+    pub settle: Duration,
+    /// Between two looks, at least.
+    pub apart: Duration,
+    /// Between two looks, at most: time alone makes images old.
+    pub most: Duration,
+}
+
+impl Default for PruneTiming {
+    fn default() -> Self {
+        PruneTiming {
+            settle: Duration::from_secs(5),
+            apart: Duration::from_secs(60),
+            most: Duration::from_secs(300),
+        }
+    }
+}
+
+/// What the pruner is told.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Input {
+    /// `metadata.uid` of the node.
+    pub(super) node: String,
+    /// Policies that choose the node, by name.
+    pub(super) policies: Vec<PrunePolicy>,
+    /// Everything that is declared was seen since the start, and is protected.
+    pub(super) settled: bool,
+    /// Namespaces that declare images, by id.
+    pub(super) namespaces: BTreeMap<String, BTreeSet<String>>,
+    /// Differs when images or the disk did change.
+    pub(super) stamp: (String, u64),
+}
+
+/// What the pruner tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Output {
+    /// By name of the policy. Those of files are not for the API server.
+    pub(super) reports: Vec<Told>,
+    /// Whether policies can do their work; `None` without any.
+    pub(super) ready: Option<Ready>,
+}
+
+/// Of one policy.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Told {
+    pub(super) report: PruneReport,
+    /// The file it is from; empty for the API server.
+    pub(super) file: String,
+    pub(super) desired: u64,
+}
+
+/// The condition `PruneReady`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Ready {
+    pub(super) met: bool,
+    pub(super) reason: &'static str,
+    pub(super) message: String,
+}
+
+/// The pruner, not running yet.
+pub(super) struct Pruner {
+    pub(super) pruning: Arc<dyn Pruning>,
+    pub(super) state: StateFile,
+    pub(super) timing: PruneTiming,
+    pub(super) metrics: Metrics,
+}
+
+/// The pruner at work.
+struct Work {
+    pruning: Arc<dyn Pruning>,
+    state: StateFile,
+    timing: PruneTiming,
+    metrics: Metrics,
+    inputs: watch::Receiver<Arc<Input>>,
+    memory: Memory,
+    saved: Memory,
+    save_fault: bool,
+    ready: Option<Ready>,
+    /// Of the images and the disk at the last look.
+    stamp: (String, u64),
+    changed: Option<Instant>,
+    looked: Instant,
+    failures: u32,
+    retry: Option<Instant>,
+}
+
+/// A policy whose time has come.
+struct Turn {
+    policy: PrunePolicy,
+    acts: bool,
+    /// The end of the window that it is in.
+    window: Option<Timestamp>,
+}
+
+impl Pruner {
+    /// Works until nobody tells it anything any more.
+    pub(super) async fn run(
+        self,
+        inputs: watch::Receiver<Arc<Input>>,
+        tell: fn(Arc<Output>) -> Message,
+        to: mpsc::Sender<Message>,
+    ) {
+        let Pruner {
+            pruning,
+            state,
+            timing,
+            metrics,
+        } = self;
+        let loading = state.clone();
+        let memory: Memory = match tokio::task::spawn_blocking(move || loading.read()).await {
+            Ok(Ok(memory)) => memory.unwrap_or_default(),
+            Ok(Err(error)) => {
+                tracing::error!(err = %error, "What was pruned is forgotten; runs begin anew");
+                Memory::default()
+            }
+            Err(error) => {
+                tracing::error!(err = %error, "Loading what was pruned panicked");
+                Memory::default()
+            }
+        };
+        // Policies may not be known for a while, and pulls are under way.
+        pruning.reserve(memory.reserved);
+        let mut work = Work {
+            pruning,
+            state,
+            timing,
+            metrics,
+            inputs,
+            saved: memory.clone(),
+            memory,
+            save_fault: false,
+            ready: None,
+            stamp: Default::default(),
+            changed: None,
+            looked: Instant::now(),
+            failures: 0,
+            retry: None,
+        };
+        let mut told = None;
+        loop {
+            let wake = work.settle().await;
+            let output = work.output();
+            work.save().await;
+            if told.as_ref() != Some(&output) {
+                told = Some(output.clone());
+                if to.send(tell(Arc::new(output))).await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                changed = work.inputs.changed() => if changed.is_err() { return },
+                () = sleep_until(wake) => {}
+            }
+        }
+    }
+}
+
+impl Work {
+    /// Looks, if it is time. The answer is when to come back at the latest.
+    async fn settle(&mut self) -> Instant {
+        let input = self.inputs.borrow_and_update().clone();
+        let (now, wall) = (Instant::now(), Timestamp::now());
+        if !input.settled {
+            return now + LONGEST;
+        }
+        self.memory.follow(&input.policies);
+        if input.policies.is_empty() {
+            self.ready = None;
+            self.reserve(0);
+            return now + LONGEST;
+        }
+        if self.stamp != input.stamp {
+            self.stamp.clone_from(&input.stamp);
+            self.changed.get_or_insert(now);
+        }
+        let mut wake = now + LONGEST;
+        let mut turns = Vec::new();
+        for policy in &input.policies {
+            match self.due(policy, &input.node, now, wall) {
+                Ok(turn) => turns.push(turn),
+                Err(at) => wake = wake.min(at),
+            }
+        }
+        if turns.is_empty() {
+            return wake;
+        }
+        self.look(&input, turns).await;
+        // Whoever has to wait, waits from now on; nothing is due at once twice.
+        Instant::now() + self.timing.settle.min(Duration::from_secs(1))
+    }
+
+    fn due(
+        &self,
+        policy: &PrunePolicy,
+        node: &str,
+        now: Instant,
+        wall: Timestamp,
+    ) -> Result<Turn, Instant> {
+        let acts = policy.acts(node);
+        let record = self.memory.records.get(&policy.uid);
+        let record = record.cloned().unwrap_or_default();
+        let turn = |window| Turn {
+            policy: policy.clone(),
+            acts,
+            window,
+        };
+        if let Err(fault) = &policy.rules {
+            let known = record.now.reason == reason::INVALID_SPEC && record.now.message == *fault;
+            return if known {
+                Err(now + LONGEST)
+            } else {
+                Ok(turn(None))
+            };
+        }
+        if let Some(retry) = self.retry.filter(|retry| *retry > now) {
+            return Err(retry);
+        }
+        let failed = record.now.state == PruneState::Failed;
+        // The first look of a revision, and the first one since the node was admitted.
+        let pending = acts && record.now.state == PruneState::Pending;
+        let begun = record.run.is_some();
+        if policy.schedule.is_continuous() {
+            if record.last.is_none() || pending || begun || failed {
+                return Ok(turn(None));
+            }
+            let mut at = self.looked + self.timing.most;
+            if let Some(changed) = self.changed {
+                at = at.min((changed + self.timing.settle).max(self.looked + self.timing.apart));
+            }
+            return if at <= now { Ok(turn(None)) } else { Err(at) };
+        }
+        // What would go is told at once; what goes, goes when the schedule says.
+        if !acts && record.last.is_none() {
+            return Ok(turn(None));
+        }
+        let last = record.last.filter(|_| !pending && !begun && !failed);
+        match policy.schedule.due(last, record.window, wall) {
+            Due::Now(window) => Ok(turn(window)),
+            Due::At(None) => Err(now + LONGEST),
+            Due::At(Some(at)) => {
+                let pause = Duration::try_from(at.duration_since(wall)).unwrap_or_default();
+                Err(now + pause.min(LONGEST) + Duration::from_millis(1))
+            }
+        }
+    }
+
+    async fn look(&mut self, input: &Input, turns: Vec<Turn>) {
+        let (wrong, turns): (Vec<Turn>, Vec<Turn>) = turns
+            .into_iter()
+            .partition(|turn| turn.policy.rules.is_err());
+        for turn in wrong {
+            if let Err(message) = turn.policy.rules {
+                let fault = PruneFault {
+                    reason: reason::INVALID_SPEC,
+                    message,
+                };
+                if let Some(record) = self.memory.records.get_mut(&turn.policy.uid) {
+                    tracing::warn!(policy = turn.policy.name, err = %fault, "Policy removes nothing: it cannot be read");
+                    record.faulted(&fault);
+                }
+            }
+        }
+        if turns.is_empty() {
+            return;
+        }
+        self.looked = Instant::now();
+        self.changed = None;
+        let (mut images, mut disk) = match self.candidates(input).await {
+            Ok(found) => found,
+            Err(fault) => {
+                self.failed(&turns, &fault);
+                return;
+            }
+        };
+        if std::mem::take(&mut self.failures) > 0 {
+            tracing::info!("What may be pruned is known again");
+        }
+        self.retry = None;
+        self.ready = Some(Ready {
+            met: true,
+            reason: reason::AS_EXPECTED,
+            message: String::new(),
+        });
+        let acting = input.policies.iter().filter(|p| p.acts(&input.node));
+        let acting: Vec<prune::Policy> = acting.filter_map(|p| p.rules.clone().ok()).collect();
+        self.reserve(prune::reserve(&acting, &disk));
+
+        let (runs, rehearsals): (Vec<Turn>, Vec<Turn>) =
+            turns.into_iter().partition(|turn| turn.acts);
+        if !runs.is_empty() {
+            let removed = self.carry_out(input, &runs, images.clone(), disk).await;
+            if removed && !rehearsals.is_empty() {
+                (images, disk) = match self.candidates(input).await {
+                    Ok(found) => found,
+                    Err(fault) => {
+                        self.failed(&rehearsals, &fault);
+                        return;
+                    }
+                };
+            }
+        }
+        for turn in rehearsals {
+            let Ok(rules) = &turn.policy.rules else {
+                continue;
+            };
+            // Beside those that act already: what they take, this one does not.
+            let mut policies = acting.clone();
+            policies.push(rules.clone());
+            let now = Timestamp::now();
+            let Some(plan) = planned(images.clone(), policies, disk, now).await else {
+                continue;
+            };
+            if let Some(record) = self.memory.records.get_mut(&turn.policy.uid) {
+                record.rehearsed(&plan, &rules.name, !turn.policy.enforce, now);
+                record.window = turn.window;
+            }
+        }
+    }
+
+    async fn candidates(
+        &mut self,
+        input: &Input,
+    ) -> Result<(Arc<Vec<Candidate>>, Disk), PruneFault> {
+        let (mut images, disk) = match timeout(LOOK_TIMEOUT, self.pruning.candidates()).await {
+            Ok(found) => found?,
+            Err(_) => {
+                return Err(PruneFault {
+                    reason: reason::TIMEOUT,
+                    message: "what images are in use was not known within a minute".to_owned(),
+                });
+            }
+        };
+        let held: BTreeSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
+        self.memory.declared(&input.namespaces, &held);
+        for image in &mut images {
+            if let Some(namespaces) = self.memory.namespaces.get(&image.id) {
+                image.namespaces.extend(namespaces.iter().cloned());
+            }
+        }
+        Ok((Arc::new(images), disk))
+    }
+
+    fn failed(&mut self, turns: &[Turn], fault: &PruneFault) {
+        if self.failures == 0 {
+            tracing::warn!(reason = fault.reason, err = %fault, "Nothing is pruned; tried again");
+        }
+        self.failures = self.failures.saturating_add(1);
+        self.metrics.pruned(fault.reason);
+        let pause = backoff(self.failures, FIRST_RETRY, LAST_RETRY, roll());
+        self.retry = Some(Instant::now() + pause.min(self.timing.apart));
+        self.ready = Some(Ready {
+            met: false,
+            reason: fault.reason,
+            message: fault.message.chars().take(256).collect(),
+        });
+        for turn in turns {
+            if let Some(record) = self.memory.records.get_mut(&turn.policy.uid) {
+                record.faulted(fault);
+            }
+        }
+    }
+
+    fn reserve(&mut self, bytes: u64) {
+        if self.memory.reserved != bytes {
+            tracing::info!(bytes, "Band of the disk that pulls do not enter");
+            self.memory.reserved = bytes;
+        }
+        self.pruning.reserve(bytes);
+    }
+
+    /// Removes. True if anything went.
+    async fn carry_out(
+        &mut self,
+        input: &Input,
+        runs: &[Turn],
+        images: Arc<Vec<Candidate>>,
+        disk: Disk,
+    ) -> bool {
+        let held: BTreeSet<&str> = images.iter().map(|image| image.id.as_str()).collect();
+        let mut policies = Vec::new();
+        for turn in runs {
+            let (Ok(rules), Some(record)) = (
+                &turn.policy.rules,
+                self.memory.records.get_mut(&turn.policy.uid),
+            ) else {
+                continue;
+            };
+            let run = record.run.get_or_insert_default();
+            run.resume(&held);
+            let mut rules = rules.clone();
+            // What a killed run removed counts.
+            rules.max_removals = rules
+                .max_removals
+                .map(|most| most.saturating_sub(run.removed));
+            policies.push(rules);
+        }
+        let plan = planned(images.clone(), policies, disk, Timestamp::now()).await;
+        let plan = plan.unwrap_or_default();
+        let mut faults: BTreeMap<&str, PruneFault> = BTreeMap::new();
+        let (mut any, mut count) = (false, 0);
+        for removal in &plan.remove {
+            let turn = runs.iter().find(|turn| {
+                let rules = turn.policy.rules.as_ref();
+                rules.is_ok_and(|rules| rules.name == removal.policy)
+            });
+            let Some(turn) = turn else { continue };
+            if count >= MOST_FAULTS || !self.still_wanted(&turn.policy, &input.node) {
+                continue;
+            }
+            let entry = entry(removal);
+            self.note(turn, |run| {
+                run.current = Some(Current {
+                    id: removal.id.clone(),
+                    entry: entry.clone(),
+                });
+            });
+            // A disk that is too full for this note is no reason to leave it so.
+            self.save().await;
+            let removing = self.pruning.remove(removal.id.clone());
+            let result = timeout(REMOVE_TIMEOUT, removing).await.unwrap_or_else(|_| {
+                Err(PruneFault {
+                    reason: reason::TIMEOUT,
+                    message: format!("{}: not removed within ten minutes", entry.image),
+                })
+            });
+            match result {
+                Ok(Some(freed)) => {
+                    any = true;
+                    self.metrics.removed(freed);
+                    tracing::info!(
+                        policy = turn.policy.name,
+                        image = entry.image,
+                        rule = removal.rule,
+                        reason = removal.reason,
+                        freed,
+                        "Image was pruned"
+                    );
+                    self.note(turn, |run| run.removed(entry.clone(), freed));
+                }
+                // Somebody uses it by now, or took it away.
+                Ok(None) => self.note(turn, |run| run.current = None),
+                Err(fault) => {
+                    count += 1;
+                    tracing::warn!(policy = turn.policy.name, image = entry.image, err = %fault, "Image was not pruned");
+                    self.note(turn, |run| run.current = None);
+                    faults.entry(turn.policy.uid.as_str()).or_insert(fault);
+                }
+            }
+        }
+        for turn in runs {
+            let fault = faults.get(turn.policy.uid.as_str());
+            self.metrics
+                .pruned(fault.map_or("ok", |fault| fault.reason));
+            if let Some(record) = self.memory.records.get_mut(&turn.policy.uid) {
+                record.ended(fault, Timestamp::now());
+                record.window = turn.window;
+            }
+        }
+        if !faults.is_empty() {
+            self.retry = Some(Instant::now() + self.timing.apart);
+        }
+        any
+    }
+
+    fn note(&mut self, turn: &Turn, change: impl FnOnce(&mut Run)) {
+        if let Some(record) = self.memory.records.get_mut(&turn.policy.uid) {
+            change(record.run.get_or_insert_default());
+        }
+    }
+
+    /// Whether nobody has taken the policy back since the plan was made.
+    fn still_wanted(&self, policy: &PrunePolicy, node: &str) -> bool {
+        let input = self.inputs.borrow();
+        let now = input.policies.iter().find(|now| now.uid == policy.uid);
+        input.settled && now.is_some_and(|now| now.revision == policy.revision && now.acts(node))
+    }
+
+    fn output(&mut self) -> Output {
+        let input = self.inputs.borrow().clone();
+        let now = Timestamp::now();
+        let records = &mut self.memory.records;
+        let mut reports = Vec::new();
+        for policy in &input.policies {
+            if let Some(record) = records.get_mut(&policy.uid)
+                && record.now.revision == policy.revision
+            {
+                reports.push(Told {
+                    report: record.tell(now),
+                    file: policy.file.clone(),
+                    desired: policy.desired,
+                });
+            }
+        }
+        Output {
+            reports,
+            ready: self.ready.clone(),
+        }
+    }
+
+    async fn save(&mut self) {
+        if self.saved == self.memory {
+            return;
+        }
+        let (state, memory) = (self.state.clone(), self.memory.clone());
+        let saving = tokio::task::spawn_blocking(move || {
+            let result = state.write(&memory);
+            (result, memory)
+        });
+        match saving.await {
+            Ok((Ok(()), memory)) => {
+                self.saved = memory;
+                self.save_fault = false;
+            }
+            Ok((Err(error), _)) => {
+                if !std::mem::replace(&mut self.save_fault, true) {
+                    tracing::error!(err = %error, "What was pruned is not written down; a restart would not know of it");
+                }
+            }
+            Err(error) => tracing::error!(err = %error, "Writing down what was pruned panicked"),
+        }
+    }
+}
+
+/// Plans on a thread of its own: thousands of images and patterns take their time.
+async fn planned(
+    images: Arc<Vec<Candidate>>,
+    policies: Vec<prune::Policy>,
+    disk: Disk,
+    now: Timestamp,
+) -> Option<Plan> {
+    let planning = tokio::task::spawn_blocking(move || prune::plan(&images, &policies, &disk, now));
+    match planning.await {
+        Ok(plan) => Some(plan),
+        Err(error) => {
+            tracing::error!(err = %error, "Planning what to prune panicked");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "prune_tests.rs"]
+mod tests;
