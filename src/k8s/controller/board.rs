@@ -15,6 +15,8 @@ use super::nodes::{Change, Id, NodeView, Nodes, id};
 use super::notes::{Note, notes};
 use super::pace::Bucket;
 use super::prepull::Prepull;
+use super::prune::{self, Policies, PolicyWrite, PolicyWritten};
+use super::rollout::Moment;
 use crate::image::Digest;
 use crate::k8s::agent::WantCredentials;
 use crate::k8s::api::{
@@ -39,6 +41,8 @@ const LAST_RETRY: Duration = Duration::from_secs(60);
 pub(super) enum Effect {
     /// Write a status, if the object is still the version that it was made from.
     Write(Box<Write>),
+    /// The same, of a prune policy.
+    WritePolicy(Box<PolicyWrite>),
     /// Read workloads and secrets.
     Gather(Gather),
     /// Ask a registry.
@@ -122,6 +126,7 @@ pub(super) struct Board {
     by_key: HashMap<Key, u32>,
     by_uid: HashMap<Id, u32>,
     due: BTreeSet<(Instant, u32)>,
+    pub(super) policies: Policies,
     pub(super) desk: Desk,
     pub(super) writes: Bucket,
     pub(super) writing: usize,
@@ -140,6 +145,7 @@ impl Board {
             by_key: HashMap::new(),
             by_uid: HashMap::new(),
             due: BTreeSet::new(),
+            policies: Policies::default(),
             desk: Desk::default(),
             writes: Bucket::for_writes(now),
             writing: 0,
@@ -256,6 +262,9 @@ impl Board {
             .get(number)
             .and_then(|entry| Some(entry.node.as_ref()?.facts.uid.clone()));
         let replaced = before.filter(|before| uid.as_ref() != Some(&before.uid));
+        let before_uid = replaced.map(|before| before.uid.as_str());
+        self.policies
+            .node_changed(number, before_uid, &self.nodes, now);
         let mut marked = Vec::new();
         for (at, place) in self.prepulls.iter_mut().enumerate() {
             let Some(prepull) = place else { continue };
@@ -274,6 +283,7 @@ impl Board {
     }
 
     fn reach_changed(&mut self, now: Instant) {
+        self.policies.mark_all(now);
         for number in self.numbers() {
             self.mark_soon(number, now);
         }
@@ -298,6 +308,8 @@ impl Board {
     }
 
     fn report_changed(&mut self, number: u32, changed: &[Id], now: Instant) {
+        self.policies
+            .report_changed(number, changed, &self.nodes, now);
         for id in changed {
             let Some(at) = self.by_uid.get(id).copied() else {
                 continue;
@@ -385,6 +397,23 @@ impl Board {
         effects
     }
 
+    /// Takes a prune policy in, unless what is known of it is newer.
+    pub(super) fn apply_policy(&mut self, declared: prune::Declared, now: Instant) {
+        self.policies.apply(declared, &self.nodes, now);
+    }
+
+    /// A write of a prune policy ended.
+    pub(super) fn policy_written(
+        &mut self,
+        write: &PolicyWrite,
+        written: PolicyWritten,
+        now: Instant,
+    ) -> Vec<Effect> {
+        let jitter = self.jitter();
+        self.policies
+            .written(write, written, &self.nodes, jitter, now)
+    }
+
     /// Everything that is to be done now.
     pub(super) fn step(&mut self, now: Instant, wall: Timestamp) -> Vec<Effect> {
         if now.saturating_duration_since(self.refreshed) >= REFRESH {
@@ -403,6 +432,10 @@ impl Board {
                 self.reconcile(number, now, wall, &mut effects);
             }
         }
+        if self.leading {
+            let moment = Moment { now, wall };
+            effects.extend(self.policies.step(&self.nodes, &mut self.writes, moment));
+        }
         effects.extend(self.desk.start(now).into_iter().map(Effect::Ask));
         effects
     }
@@ -415,6 +448,7 @@ impl Board {
             .map(|(at, _)| *at)
             .into_iter()
             .chain(self.desk.wake())
+            .chain(self.policies.wake())
             .fold(refresh, Instant::min)
     }
 
@@ -473,6 +507,7 @@ impl Board {
     }
 
     fn mark_all(&mut self, now: Instant) {
+        self.policies.mark_all(now);
         for number in self.numbers() {
             self.mark(number, now);
         }

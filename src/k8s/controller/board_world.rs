@@ -211,6 +211,8 @@ impl World {
                 self.board.answered(&errand.question, &answer, self.now);
             }
             Effect::Open(opening) => self.opened.push((opening.node, opening.late)),
+            // Policies have a world of their own.
+            Effect::WritePolicy(_) => {}
             Effect::Note(note) => self.notes.push(note),
         }
     }

@@ -84,14 +84,19 @@ impl Declared {
         }
     }
 
-    /// Whether this is not older than `other`. Versions are numbers in every API server there is, and since 1.35 by
-    /// contract; two that are not compare as newer, so that nothing is ever stuck.
+    /// Whether this is not older than `other`.
     pub(super) fn is_newer_or_same(&self, other: &Declared) -> bool {
-        let number = |version: &str| version.parse::<u64>().ok();
-        match (number(&self.version), number(&other.version)) {
-            (Some(mine), Some(theirs)) if self.uid == other.uid => mine >= theirs,
-            _ => true,
-        }
+        is_newer_or_same((&self.uid, &self.version), (&other.uid, &other.version))
+    }
+}
+
+/// Whether the first of two objects, by uid and version, is not older. Versions are numbers in every API server there
+/// is, and since 1.35 by contract; two that are not compare as newer, so that nothing is ever stuck.
+pub(super) fn is_newer_or_same(one: (&str, &str), other: (&str, &str)) -> bool {
+    let number = |version: &str| version.parse::<u64>().ok();
+    match (number(one.1), number(other.1)) {
+        (Some(mine), Some(theirs)) if one.0 == other.0 => mine >= theirs,
+        _ => true,
     }
 }
 

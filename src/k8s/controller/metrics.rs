@@ -8,6 +8,7 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
 use super::board::Totals;
+use super::prune::PruneTotals;
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct StateLabel {
@@ -37,6 +38,8 @@ pub struct Metrics {
     prepulls: Gauge,
     stalled: Gauge,
     unresolved: Gauge,
+    prune_nodes: Family<StateLabel, Gauge>,
+    policies: Gauge,
     leader: Gauge,
     waiting: Gauge,
     resolves: Family<ResultLabel, Counter>,
@@ -55,6 +58,8 @@ impl Metrics {
             prepulls: Gauge::default(),
             stalled: Gauge::default(),
             unresolved: Gauge::default(),
+            prune_nodes: Family::default(),
+            policies: Gauge::default(),
             leader: Gauge::default(),
             waiting: Gauge::default(),
             resolves: Family::default(),
@@ -85,6 +90,16 @@ impl Metrics {
             "larder_prepulls_unresolved",
             "Prepulls of which an image has no digest",
             metrics.unresolved.clone(),
+        );
+        registry.register(
+            "larder_prune_nodes",
+            "Nodes of all prune policies together, by how far they are; a node counts once for each policy that chooses it",
+            metrics.prune_nodes.clone(),
+        );
+        registry.register(
+            "larder_prune_policies",
+            "Prune policies",
+            metrics.policies.clone(),
         );
         registry.register(
             "larder_leader",
@@ -150,6 +165,21 @@ impl Metrics {
         gauge(&self.stalled, totals.stalled);
         gauge(&self.unresolved, totals.unresolved);
         self.waiting.set(i64::try_from(waiting).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn prune_totals(&self, totals: &PruneTotals) {
+        let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        for (state, number) in [
+            ("desired", totals.desired),
+            ("admitted", totals.admitted),
+            ("done", totals.done),
+            ("failed", totals.failed),
+            ("unreachable", totals.unreachable),
+        ] {
+            let gauge = self.prune_nodes.get_or_create(&StateLabel { state });
+            gauge.set(signed(number));
+        }
+        self.policies.set(signed(totals.policies));
     }
 
     pub(super) fn resolved(&self, result: &'static str, seconds: f64) {

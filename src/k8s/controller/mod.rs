@@ -20,13 +20,21 @@ mod nodes;
 mod notes;
 mod pace;
 mod prepull;
+mod prune;
+mod prune_status;
+#[cfg(test)]
+mod prune_tests;
+mod pruned;
 mod reconcile;
 mod revision;
+mod rollout;
 mod run;
 mod seam;
 mod seats;
 mod send;
 mod status;
+mod steps;
+mod verdict;
 mod watch;
 mod wave;
 

@@ -9,8 +9,9 @@ use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use serde::Deserialize;
 
+use super::pruned::{self, MAX_PRUNES, Pruned};
 use super::wave::Progress;
-use crate::k8s::api::{HoldState, NodeFacts, NodeImageCache, Taint, reason};
+use crate::k8s::api::{HoldState, NodeFacts, NodeImageCache, PruneState, Taint, reason};
 
 /// A node that is not ready for so long is unreachable, unless its agent spoke meanwhile.
 pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(600);
@@ -18,7 +19,7 @@ pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(600);
 const MAX_HELD: usize = 256;
 /// Failures of one report; the schema has the same limit.
 const MAX_FAULTS: usize = 10;
-const MAX_MESSAGE: usize = 256;
+pub(super) const MAX_MESSAGE: usize = 256;
 
 /// A number that stands for a uid, or a revision.
 pub(super) type Id = u64;
@@ -128,8 +129,10 @@ pub(super) struct Fault {
 pub(super) struct Report {
     /// Uid of the Node that owns it, where it has an owner.
     owner: Option<Box<str>>,
-    /// Sorted by prepull.
+    /// Of prepulls and prune policies; sorted by `prepull`, which is the uid of either.
     held: Box<[Held]>,
+    /// Sorted by policy.
+    pruned: Box<[Pruned]>,
     pub(super) faults: Box<[Fault]>,
     changed: Instant,
 }
@@ -229,6 +232,17 @@ impl Report {
                     .unwrap_or(u8::MAX),
             })
             .collect();
+        held.extend(status.prunes.iter().take(MAX_PRUNES).map(|prune| Held {
+            prepull: id(&prune.uid),
+            revision: id(&prune.revision),
+            progress: match prune.state {
+                PruneState::Done => Progress::Ready,
+                PruneState::Failed => Progress::Failed,
+                PruneState::Pending => Progress::Working,
+            },
+            // The rest of the report says it.
+            reason: u8::MAX,
+        }));
         held.sort_by_key(|held| held.prepull);
         held.dedup_by_key(|held| held.prepull);
         let faults = status
@@ -253,6 +267,7 @@ impl Report {
         Report {
             owner,
             held: held.into_boxed_slice(),
+            pruned: pruned::all(status.prunes),
             faults,
             changed: now,
         }
@@ -265,13 +280,23 @@ impl Report {
         self.held.get(at.ok()?)
     }
 
+    pub(super) fn pruned(&self, policy: Id) -> Option<&Pruned> {
+        let at = self
+            .pruned
+            .binary_search_by_key(&policy, |pruned| pruned.policy);
+        self.pruned.get(at.ok()?)
+    }
+
     fn same(&self, other: &Report) -> bool {
-        self.owner == other.owner && self.held == other.held && self.faults == other.faults
+        self.owner == other.owner
+            && self.held == other.held
+            && self.pruned == other.pruned
+            && self.faults == other.faults
     }
 }
 
 /// The closed set of what nodes report.
-const REASONS: [&str; 10] = [
+const REASONS: [&str; 12] = [
     reason::NOT_FOUND,
     reason::UNAUTHORIZED,
     reason::RATE_LIMITED,
@@ -282,6 +307,8 @@ const REASONS: [&str; 10] = [
     reason::INVALID_IMAGE,
     reason::SECRET_MISSING,
     reason::STORE_ERROR,
+    reason::RUNTIME_UNAVAILABLE,
+    reason::INVALID_SPEC,
 ];
 
 impl Held {
@@ -295,7 +322,7 @@ impl Held {
 }
 
 /// A reason of the closed set; agents may be newer than we are.
-fn known_reason(text: &str) -> &'static str {
+pub(super) fn known_reason(text: &str) -> &'static str {
     REASONS
         .into_iter()
         .find(|known| *known == text)
@@ -505,6 +532,11 @@ fn differences(old: Option<&Report>, new: Option<&Report>, mut changed: impl FnM
     };
     differing(&old_held, &new_held, &mut ids);
     differing(&new_held, &old_held, &mut ids);
+    let of = |report: Option<&Report>, policy| report.and_then(|r| r.pruned(policy)).cloned();
+    for report in [old, new].into_iter().flatten() {
+        let policies = report.pruned.iter().map(|pruned| pruned.policy);
+        ids.extend(policies.filter(|policy| all || of(old, *policy) != of(new, *policy)));
+    }
     for (one, other) in [(&old_faults, &new_faults), (&new_faults, &old_faults)] {
         for fault in one.iter().filter(|fault| !other.contains(fault)) {
             match fault.prepull {

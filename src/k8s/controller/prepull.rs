@@ -1,6 +1,6 @@
 //! One prepull on the board: the object as last read, and what this process adds to it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,19 +11,15 @@ use super::nodes::{Id, Nodes, id};
 use super::seam::ResolveFailure;
 use super::seats::Seats;
 use super::status;
-use super::wave::Position;
+use super::steps::Steps;
 use crate::image::Digest;
 use crate::k8s::agent::WantCredentials;
-use crate::k8s::api::{NOBODY, Slot, parse_duration, reason};
+use crate::k8s::api::{parse_duration, reason};
 
-/// How long an unreachable node holds its place after it was admitted.
-pub(super) const SETTLE: Duration = Duration::from_secs(20);
 /// How often workloads are read again.
 const WORKLOADS: Duration = Duration::from_secs(120);
 /// After a workload or secret could not be read.
 const WORKLOADS_AGAIN: Duration = Duration::from_secs(15);
-/// Of remembered steps; more come together in less time than [`SETTLE`].
-const MOST_STEPS: usize = 128;
 
 /// A prepull.
 #[derive(Debug)]
@@ -48,8 +44,7 @@ pub(super) struct Prepull {
     pub(super) not_before: Option<Instant>,
     /// The revision that every node has answered at least once.
     pub(super) completed: Option<String>,
-    /// Thresholds with the time they were first seen, of the present revision.
-    steps: VecDeque<(Instant, Slot)>,
+    pub(super) steps: Steps,
     /// Nodes whose gate was opened, by uid, until that is seen.
     pub(super) opened: HashMap<String, Instant>,
     pub(super) due: Option<Instant>,
@@ -75,7 +70,7 @@ impl Prepull {
             write_failures: 0,
             not_before: None,
             completed: None,
-            steps: VecDeque::new(),
+            steps: Steps::default(),
             opened: HashMap::new(),
             due: None,
             reconciled: None,
@@ -114,36 +109,7 @@ impl Prepull {
         if status::is_complete(status, generation) {
             self.completed = Some(rollout.revision.clone());
         }
-        let last = self.steps.back().map(|(_, slot)| *slot);
-        if last.is_some_and(|last| last > rollout.admitted) {
-            self.steps.clear();
-        }
-        if last != Some(rollout.admitted) {
-            self.steps.push_back((now, rollout.admitted));
-        }
-        // Of what is settled only the last counts.
-        while self.steps.len() > MOST_STEPS
-            || self
-                .steps
-                .get(1)
-                .is_some_and(|(at, _)| now.saturating_duration_since(*at) >= SETTLE)
-        {
-            self.steps.pop_front();
-        }
-    }
-
-    /// Where the rollout stands.
-    pub(super) fn position(&self, threshold: Slot, now: Instant) -> Position {
-        let settled = self
-            .steps
-            .iter()
-            .rev()
-            .find(|(at, _)| now.saturating_duration_since(*at) >= SETTLE)
-            .map_or(NOBODY, |(_, slot)| *slot);
-        Position {
-            threshold,
-            settled: settled.min(threshold),
-        }
+        self.steps.observe(rollout.admitted, now);
     }
 
     /// Whether workloads or secrets have to be read before images can be listed, or asked for.

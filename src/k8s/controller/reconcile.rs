@@ -14,15 +14,15 @@ use super::gate;
 use super::lookups::Known;
 use super::nodes::Nodes;
 use super::pace::{self, write_cost};
-use super::prepull::{Prepull, SETTLE};
+use super::prepull::Prepull;
 use super::revision::{Next, admitted, is_current, next};
+use super::rollout::{self, Hold, Moment, Room, Terms, Turn, Wake};
 use super::seats::Seats;
-use super::status::{self, Difference, Facts, Hold, difference};
-use super::wave::{self, Counts, Limits, Position, Progress};
+use super::status::{self, Difference, Facts, difference};
+use super::wave::{Counts, Progress};
 use crate::image::Platform;
 use crate::k8s::api::{
-    ALL, IntOrPercent, NOBODY, Opening, PrepullFailure, PrepullStatus, ResolvedImage, Rollout,
-    RolloutStatus, TimeWindow, parse_duration,
+    NOBODY, PrepullFailure, PrepullStatus, ResolvedImage, RolloutStatus, parse_duration,
 };
 
 /// Pause where too much is under way already.
@@ -31,8 +31,6 @@ const BUSY: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_millis(50);
 /// A first status waits so long for answers, so that it has something to say.
 const FIRST_STATUS: Duration = Duration::from_secs(1);
-/// A share of the nodes that may work at once, which is worth a step.
-const STEPS_IN_FLIGHT: u64 = 4;
 
 impl Board {
     /// Looks at a prepull, and marks when to look again.
@@ -202,15 +200,6 @@ impl Board {
     }
 }
 
-/// The earliest of several instants.
-struct Wake(Option<Instant>);
-
-impl Wake {
-    fn at(&mut self, at: Instant) {
-        self.0 = Some(self.0.map_or(at, |before| before.min(at)));
-    }
-}
-
 /// Revision, threshold and counts, as they should be.
 struct Plan {
     rollout: Option<RolloutStatus>,
@@ -251,142 +240,43 @@ fn plan(
     if prepull.seats.revision() != revision {
         prepull.seats = Seats::new(&prepull.declared.uid, revision, spec, nodes);
     }
-    let seats = &prepull.seats;
-    let counts = |position: Position| wave::count(seats.iter(nodes), position);
-
-    let threshold = rollout.as_ref().map_or(NOBODY, |rollout| rollout.admitted);
-    let mut position = prepull.position(threshold, now);
-    let (mut limits, mut hold) = limits(&spec.rollout, seats.len());
-    if let Some(fault) = invalid(prepull) {
-        hold = Hold::Invalid(fault);
-    }
-    if let Some(rollout) = &mut rollout {
-        if step == Next::Observe {
-            rollout.observed_generation = generation;
-            rollout.refresh_time = Some(Time(wall));
-            position = prepull.position(wave::resume(seats.iter(nodes), position, limits), now);
+    let room = Room {
+        seats: &prepull.seats,
+        nodes,
+        steps: &prepull.steps,
+    };
+    let revision = rollout.as_ref().map(|rollout| &rollout.revision);
+    let terms = Terms {
+        rollout: &spec.rollout,
+        window: spec.window.as_ref(),
+        invalid: invalid(prepull),
+        complete: revision.is_some() && prepull.completed.as_ref() == revision,
+        last_write: prepull.last_write,
+    };
+    let (counts, hold) = match &mut rollout {
+        None => {
+            let (_, hold) = rollout::limits(&terms, prepull.seats.len());
+            (room.count(NOBODY, now), hold)
         }
-        if hold == Hold::None {
-            let complete = prepull.completed.as_ref() == Some(&rollout.revision);
-            hold = holds(
-                prepull,
-                rollout,
-                counts(position),
-                complete,
-                now,
-                wall,
-                wake,
-            );
-        }
-        let current = step == Next::Keep && is_current(status, generation);
-        if hold == Hold::None && current {
-            let rest = pace::interval(seats.len());
-            let rested = prepull
-                .last_write
-                .is_none_or(|last| now.saturating_duration_since(last) >= rest);
-            if !rested {
-                limits.min_step = (limits.max_in_flight / STEPS_IN_FLIGHT).max(1);
-                // Small steps are due then.
-                wake.at(prepull.last_write.map_or(now, |last| last + rest));
+        Some(rollout) => {
+            if step == Next::Observe {
+                rollout.observed_generation = generation;
+                rollout.refresh_time = Some(Time(wall));
             }
-            let next = wave::advance(seats.iter(nodes), position, limits);
-            position.threshold = next;
-            if next < ALL {
-                // Unreachable nodes give their places away.
-                wake.at(now + SETTLE);
-            }
+            let turn = match step {
+                Next::Observe => Turn::Observed,
+                Next::Keep if is_current(status, generation) => Turn::Current,
+                Next::Keep | Next::New(_) => Turn::New,
+            };
+            rollout::proceed(&terms, room, rollout, turn, Moment { now, wall }, wake)
         }
-        rollout.admitted = position.threshold;
-    }
+    };
     Plan {
-        counts: counts(position),
+        counts,
         rollout,
         resolved,
         hold,
     }
-}
-
-/// What bounds a step; values that are none stop the rollout.
-fn limits(rollout: &Rollout, desired: u64) -> (Limits, Hold) {
-    let mut limits = Limits {
-        max_in_flight: 1,
-        min_step: 1,
-    };
-    let share = rollout.max_in_flight.clone();
-    match share.unwrap_or_else(Rollout::default_share).of(desired) {
-        Ok(max) => limits.max_in_flight = max.max(1),
-        Err(error) => {
-            return (
-                limits,
-                Hold::Invalid(format!("rollout.maxInFlight: {error}")),
-            );
-        }
-    }
-    (limits, Hold::None)
-}
-
-/// Why no further node is let in just now.
-fn holds(
-    prepull: &Prepull,
-    rollout: &RolloutStatus,
-    counts: Counts,
-    complete: bool,
-    now: Instant,
-    wall: Timestamp,
-    wake: &mut Wake,
-) -> Hold {
-    let spec = &prepull.declared.spec;
-    let budget = spec.rollout.max_failures.clone();
-    match budget
-        .unwrap_or(IntOrPercent::Percent("10%".to_owned()))
-        .of(counts.desired)
-    {
-        Ok(budget) if counts.failed > budget => {
-            return Hold::BudgetExceeded {
-                failed: counts.failed,
-                budget,
-            };
-        }
-        Ok(_) => {}
-        Err(error) => return Hold::Invalid(format!("rollout.maxFailures: {error}")),
-    }
-    let started = rollout.start_time.as_ref().map(|time| time.0);
-    if let Some((deadline, started)) = deadline(&spec.rollout).zip(started)
-        && !complete
-        && !counts.answered()
-    {
-        let passed = wall
-            .duration_since(started)
-            .max(Default::default())
-            .unsigned_abs();
-        if passed >= deadline {
-            return Hold::DeadlineExceeded(deadline);
-        }
-        wake.at(now + deadline.saturating_sub(passed));
-    }
-    if spec.rollout.paused {
-        return Hold::Paused;
-    }
-    if let Some(window) = &spec.window {
-        let mut wake_at = |until: Option<Timestamp>| {
-            let left = until.map(|until| until.duration_since(wall).max(Default::default()));
-            left.into_iter()
-                .for_each(|left| wake.at(now + left.unsigned_abs()));
-        };
-        match TimeWindow::new(window).map(|window| window.opening(wall)) {
-            Ok(Opening::Open(until)) => wake_at(until),
-            Ok(Opening::Closed(until)) => {
-                wake_at(until);
-                return Hold::OutsideWindow;
-            }
-            Err(error) => return Hold::Invalid(error.to_string()),
-        }
-    }
-    Hold::None
-}
-
-fn deadline(rollout: &Rollout) -> Option<Duration> {
-    parse_duration(rollout.deadline.as_deref()?).ok()
 }
 
 /// A value that passed the schema of an older version, or of none, and means nothing.

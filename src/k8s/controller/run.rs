@@ -20,6 +20,7 @@ use super::gather;
 use super::leader::Election;
 use super::metrics::Metrics;
 use super::notes::Note;
+use super::prune::{PolicyWrite, PolicyWritten};
 use super::seam::{ResolveFailure, Resolver};
 use super::send::{self, Herald};
 use super::watch::{Name, Object, Seen, Source, watches};
@@ -59,6 +60,7 @@ pub struct Controller {
 /// Work under way that ended.
 enum Done {
     Written(Box<Write>, Written),
+    PolicyWritten(Box<PolicyWrite>, PolicyWritten),
     Gathered(Gather, Gathered),
     Answered(Question, Answer, Duration),
 }
@@ -198,7 +200,7 @@ impl Work {
     /// Lets writes end that are under way; everything else is dropped.
     async fn drain(&mut self) {
         let drained = timeout(LAST_WRITES, async {
-            while self.board.writing > 0 {
+            while self.board.writing + self.board.policies.writing > 0 {
                 let Some(done) = self.jobs.join_next().await else {
                     return;
                 };
@@ -234,6 +236,7 @@ impl Work {
                 self.list(source, name);
                 match object {
                     Object::Prepull(declared) => self.board.apply_prepull(*declared, now),
+                    Object::Policy(declared) => self.board.apply_policy(*declared, now),
                     Object::Node(node) => self.board.apply_node(*node, now, Timestamp::now()),
                     Object::Report(report) => self.board.apply_report(*report, now),
                 }
@@ -283,6 +286,10 @@ impl Work {
         let known: Vec<Name> = match source {
             Source::ClusterPrepulls => of_kind(Kind::Cluster, self.board.keys()),
             Source::Prepulls => of_kind(Kind::Namespaced, self.board.keys()),
+            Source::Policies => {
+                let names = self.board.policies.names();
+                names.map(|name| Name::Policy(name.to_owned())).collect()
+            }
             Source::Nodes => self.names(Name::Node),
             Source::Reports => self.names(Name::Report),
         };
@@ -299,6 +306,7 @@ impl Work {
     fn remove(&mut self, name: &Name, now: Instant) {
         match name {
             Name::Prepull(key) => self.board.remove_prepull(key),
+            Name::Policy(name) => self.board.policies.remove(name),
             Name::Node(name) => self.board.remove_node(name, now),
             Name::Report(name) => self.board.remove_report(name, now),
         }
@@ -311,6 +319,12 @@ impl Work {
                 self.jobs.spawn(async move {
                     let written = send::write(&client, &write).await;
                     Done::Written(write, written)
+                });
+            }
+            Effect::WritePolicy(write) => {
+                self.jobs.spawn(async move {
+                    let written = send::write_policy(&client, &write).await;
+                    Done::PolicyWritten(write, written)
                 });
             }
             Effect::Gather(gather) => {
@@ -361,6 +375,18 @@ impl Work {
                     self.carry_out(effect);
                 }
             }
+            Ok(Done::PolicyWritten(write, written)) => {
+                let result = match &written {
+                    PolicyWritten::Done(_) => "done",
+                    PolicyWritten::Conflict(_) => "conflict",
+                    PolicyWritten::Gone => "gone",
+                    PolicyWritten::Failed => "failed",
+                };
+                metrics.wrote("imageprunepolicies", result);
+                for effect in self.board.policy_written(&write, written, now) {
+                    self.carry_out(effect);
+                }
+            }
             Ok(Done::Gathered(gather, gathered)) => self.board.gathered(&gather, gathered, now),
             Ok(Done::Answered(question, answer, took)) => {
                 let result = answer
@@ -386,6 +412,8 @@ impl Work {
             self.controller
                 .metrics
                 .totals(&totals, self.board.desk.len());
+            let totals = self.board.policies.totals();
+            self.controller.metrics.prune_totals(&totals);
         }
     }
 }

@@ -17,8 +17,10 @@ use super::declared::{Declared, Kind};
 use super::gate::Opening;
 use super::notes::Note;
 use super::pace::Bucket;
+use super::prune::{PolicyWrite, PolicyWritten};
 use crate::k8s::api::{
-    CONTROLLER_MANAGER, CONTROLLER_NAME, ClusterImagePrepull, GROUP, ImagePrepull, VERSION,
+    CONTROLLER_MANAGER, CONTROLLER_NAME, ClusterImagePrepull, GROUP, ImagePrepull,
+    ImagePrunePolicy, VERSION,
 };
 
 /// Of one request; an API server answers within a minute or not at all.
@@ -45,6 +47,30 @@ pub(super) async fn write(client: &Client, write: &Write) -> Written {
     }
 }
 
+/// Applies a status of a prune policy, in the same way.
+pub(super) async fn write_policy(client: &Client, write: &PolicyWrite) -> PolicyWritten {
+    let api: Api<ImagePrunePolicy> = Api::all(client.clone());
+    let object = json!({
+        "apiVersion": format!("{GROUP}/{VERSION}"),
+        "kind": "ImagePrunePolicy",
+        "metadata": {
+            "name": write.name,
+            "uid": write.uid,
+            "resourceVersion": write.version,
+        },
+        "status": write.status,
+    });
+    let what = format!("ImagePrunePolicy {}", write.name);
+    match patch(&api, &write.name, &what, &object).await {
+        Patched::Done(object) => PolicyWritten::Done(Box::new((*object).into())),
+        Patched::Conflict(object) => {
+            PolicyWritten::Conflict(object.map(|object| Box::new((*object).into())))
+        }
+        Patched::Gone => PolicyWritten::Gone,
+        Patched::Failed => PolicyWritten::Failed,
+    }
+}
+
 async fn apply<K>(api: &Api<K>, write: &Write) -> Written
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
@@ -66,27 +92,53 @@ where
         "metadata": metadata,
         "status": write.status,
     });
+    match patch(api, &write.key.name, &write.key.to_string(), &object).await {
+        Patched::Done(object) => Written::Done(Box::new((*object).into())),
+        Patched::Conflict(object) => {
+            Written::Conflict(object.map(|object| Box::new((*object).into())))
+        }
+        Patched::Gone => Written::Gone,
+        Patched::Failed => Written::Failed,
+    }
+}
+
+/// How a write ended, with the object as it is now.
+enum Patched<K> {
+    Done(Box<K>),
+    Conflict(Option<Box<K>>),
+    Gone,
+    Failed,
+}
+
+async fn patch<K>(api: &Api<K>, name: &str, what: &str, object: &serde_json::Value) -> Patched<K>
+where
+    K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+{
     let parameters = PatchParams::apply(CONTROLLER_MANAGER).force();
-    let patch = Patch::Apply(&object);
-    let request = api.patch_status(&write.key.name, &parameters, &patch);
+    let patch = Patch::Apply(object);
+    let request = api.patch_status(name, &parameters, &patch);
     match timeout(REQUEST, request).await {
-        Ok(Ok(object)) => Written::Done(Box::new(object.into())),
+        Ok(Ok(object)) => Patched::Done(Box::new(object)),
         Ok(Err(kube::Error::Api(status))) if status.is_conflict() => {
-            let fresh = timeout(REQUEST, api.get_opt(&write.key.name)).await;
+            let fresh = timeout(REQUEST, api.get_opt(name)).await;
             match fresh {
-                Ok(Ok(Some(object))) => Written::Conflict(Some(Box::new(object.into()))),
-                Ok(Ok(None)) => Written::Gone,
-                _ => Written::Conflict(None),
+                Ok(Ok(Some(object))) => Patched::Conflict(Some(Box::new(object))),
+                Ok(Ok(None)) => Patched::Gone,
+                _ => Patched::Conflict(None),
             }
         }
-        Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Written::Gone,
+        Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Patched::Gone,
         Ok(Err(error)) => {
-            tracing::warn!(prepull = %write.key, err = %error, "Status was not written");
-            Written::Failed
+            tracing::warn!(object = what, err = %error, "Status was not written");
+            Patched::Failed
         }
         Err(_) => {
-            tracing::warn!(prepull = %write.key, err = "the API server did not answer in time", "Status was not written");
-            Written::Failed
+            tracing::warn!(
+                object = what,
+                err = "the API server did not answer in time",
+                "Status was not written"
+            );
+            Patched::Failed
         }
     }
 }

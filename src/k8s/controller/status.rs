@@ -1,40 +1,19 @@
 //! A prepull's status, from what is known. Pure: the same facts give the same status, whoever leads.
 
-use std::time::Duration;
-
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use k8s_openapi::jiff::Timestamp;
 
 use super::lookups::{ImageFault, Known};
 use super::revision::is_current;
+use super::rollout::Hold;
+use super::verdict::{self, Verdict, stalled, turns};
 use super::wave::Counts;
 use crate::k8s::api::{
     NodeCounts, PrepullFailure, PrepullStatus, ResolvedImage, RolloutStatus, condition, reason,
 };
 
-/// Of a condition's message; the API allows 32 KiB.
-const MAX_MESSAGE: usize = 1024;
 /// Faults that a message spells out.
 const SPELLED_OUT: usize = 3;
-
-/// Why no further node is let in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Hold {
-    /// Nodes are let in.
-    None,
-    Paused,
-    /// The window is closed.
-    OutsideWindow,
-    /// More nodes failed than may.
-    BudgetExceeded {
-        failed: u64,
-        budget: u64,
-    },
-    /// The revision took too long.
-    DeadlineExceeded(Duration),
-    /// The spec says nothing usable.
-    Invalid(String),
-}
 
 /// What a status is made of.
 #[derive(Clone, Debug)]
@@ -56,11 +35,11 @@ pub(super) fn status(facts: Facts<'_>) -> PrepullStatus {
     let conditions = [
         ready(&facts),
         progressing(&facts),
-        stalled(&facts),
+        stalled(&facts.hold),
         resolved(&facts),
     ]
     .into_iter()
-    .map(|verdict| verdict.condition(&facts))
+    .map(|verdict| verdict.condition(&facts.before.conditions, facts.generation, facts.now))
     .collect();
     let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     PrepullStatus {
@@ -91,10 +70,6 @@ pub(super) enum Difference {
 
 /// Compares what the API server has with what it should have.
 pub(super) fn difference(before: &PrepullStatus, after: &PrepullStatus) -> Difference {
-    let turns = |status: &PrepullStatus| -> Vec<(String, String, String)> {
-        let turn = |c: &Condition| (c.type_.clone(), c.status.clone(), c.reason.clone());
-        status.conditions.iter().map(turn).collect()
-    };
     let rollout = |status: &PrepullStatus| {
         // When tags were last looked up rides along and causes no write.
         let rollout = status.rollout.clone();
@@ -103,7 +78,7 @@ pub(super) fn difference(before: &PrepullStatus, after: &PrepullStatus) -> Diffe
             ..rollout
         })
     };
-    if turns(before) != turns(after)
+    if turns(&before.conditions) != turns(&after.conditions)
         || rollout(before) != rollout(after)
         || before.resolved != after.resolved
         || before.observed_generation != after.observed_generation
@@ -134,35 +109,7 @@ pub(super) fn is_true(status: &PrepullStatus, type_: &str) -> bool {
 }
 
 fn find<'a>(status: &'a PrepullStatus, type_: &str) -> Option<&'a Condition> {
-    status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == type_)
-}
-
-struct Verdict {
-    type_: &'static str,
-    status: &'static str,
-    reason: &'static str,
-    message: String,
-}
-
-impl Verdict {
-    /// The time is that of the last change of status, not of reason or message.
-    fn condition(self, facts: &Facts<'_>) -> Condition {
-        let before = find(facts.before, self.type_).filter(|before| before.status == self.status);
-        Condition {
-            type_: self.type_.to_owned(),
-            status: self.status.to_owned(),
-            reason: self.reason.to_owned(),
-            message: self.message.chars().take(MAX_MESSAGE).collect(),
-            last_transition_time: before.map_or_else(
-                || Time(facts.now),
-                |before| before.last_transition_time.clone(),
-            ),
-            observed_generation: Some(facts.generation),
-        }
-    }
+    verdict::find(&status.conditions, type_)
 }
 
 impl Facts<'_> {
@@ -170,10 +117,6 @@ impl Facts<'_> {
     fn is_current(&self) -> bool {
         let rollout = self.rollout.as_ref();
         rollout.is_some_and(|rollout| rollout.observed_generation == self.generation)
-    }
-
-    fn is_complete(&self) -> bool {
-        self.is_current() && self.counts.answered()
     }
 }
 
@@ -220,81 +163,18 @@ fn ready(facts: &Facts<'_>) -> Verdict {
 }
 
 fn progressing(facts: &Facts<'_>) -> Verdict {
-    let Counts {
-        desired,
-        admitted,
-        in_flight,
-        ..
-    } = facts.counts;
-    let so_far = format!("{admitted} of {desired} nodes are admitted, {in_flight} at work");
-    let (status, reason, message) = match &facts.hold {
-        _ if !facts.is_current() => (
-            "True",
-            reason::RESOLVING,
-            format!(
-                "{} of {} images have a digest",
-                facts.known.resolved.len(),
-                facts.known.total
-            ),
-        ),
-        _ if facts.is_complete() => (
-            "False",
-            reason::COMPLETE,
-            match facts.counts.unreachable {
-                0 => format!("all {desired} nodes were admitted and answered"),
-                some => format!("all {desired} nodes were admitted; {some} are unreachable"),
-            },
-        ),
-        Hold::None => ("True", reason::ROLLING_OUT, so_far),
-        Hold::Paused => (
-            "False",
-            reason::PAUSED,
-            format!("{so_far}; rollout.paused is set"),
-        ),
-        Hold::OutsideWindow => (
-            "False",
-            reason::OUTSIDE_WINDOW,
-            format!("{so_far}; the window is closed"),
-        ),
-        Hold::BudgetExceeded { .. } => ("False", reason::FAILURE_BUDGET_EXCEEDED, so_far),
-        Hold::DeadlineExceeded(_) => ("False", reason::DEADLINE_EXCEEDED, so_far),
-        Hold::Invalid(_) => ("False", reason::INVALID_SPEC, so_far),
-    };
+    if facts.is_current() {
+        return verdict::progressing(&facts.counts, &facts.hold);
+    }
     Verdict {
         type_: condition::PROGRESSING,
-        status,
-        reason,
-        message,
-    }
-}
-
-fn stalled(facts: &Facts<'_>) -> Verdict {
-    let (status, reason, message) = match &facts.hold {
-        Hold::Invalid(message) => ("True", reason::INVALID_SPEC, message.clone()),
-        Hold::BudgetExceeded { failed, budget } => (
-            "True",
-            reason::FAILURE_BUDGET_EXCEEDED,
-            format!(
-                "{failed} nodes failed and {budget} may; no further node is admitted until they recover, or rollout.maxFailures is raised"
-            ),
+        status: "True",
+        reason: reason::RESOLVING,
+        message: format!(
+            "{} of {} images have a digest",
+            facts.known.resolved.len(),
+            facts.known.total
         ),
-        Hold::DeadlineExceeded(deadline) => (
-            "True",
-            reason::DEADLINE_EXCEEDED,
-            format!(
-                "the revision is not everywhere after {} s; no further node is admitted until rollout.deadline is raised",
-                deadline.as_secs()
-            ),
-        ),
-        Hold::None | Hold::Paused | Hold::OutsideWindow => {
-            ("False", reason::AS_EXPECTED, String::new())
-        }
-    };
-    Verdict {
-        type_: condition::STALLED,
-        status,
-        reason,
-        message,
     }
 }
 

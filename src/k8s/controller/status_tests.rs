@@ -1,5 +1,10 @@
 //! Statuses from facts, and how two of them differ.
 
+use std::time::Duration;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+use super::super::verdict::MAX_MESSAGE;
 use super::*;
 
 fn known(resolved: usize, missing: usize, waiting: usize) -> Known {

@@ -1,4 +1,4 @@
-//! The four watches, as one stream of changes. Malformed objects are told apart and never end a watch.
+//! The five watches, as one stream of changes. Malformed objects are told apart and never end a watch.
 
 use std::pin::Pin;
 
@@ -10,21 +10,24 @@ use kube::{Api, Client, Resource};
 
 use super::declared::{Declared, Key, Kind};
 use super::nodes::NodeView;
-use crate::k8s::api::{ClusterImagePrepull, ImagePrepull, NodeImageCache};
+use super::prune;
+use crate::k8s::api::{ClusterImagePrepull, ImagePrepull, ImagePrunePolicy, NodeImageCache};
 
 /// What a watch is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Source {
     ClusterPrepulls,
     Prepulls,
+    Policies,
     Nodes,
     Reports,
 }
 
 impl Source {
-    pub(super) const ALL: [Source; 4] = [
+    pub(super) const ALL: [Source; 5] = [
         Source::ClusterPrepulls,
         Source::Prepulls,
+        Source::Policies,
         Source::Nodes,
         Source::Reports,
     ];
@@ -34,6 +37,7 @@ impl Source {
         match self {
             Source::ClusterPrepulls => "clusterimageprepulls",
             Source::Prepulls => "imageprepulls",
+            Source::Policies => "imageprunepolicies",
             Source::Nodes => "nodes",
             Source::Reports => "nodeimagecaches",
         }
@@ -44,6 +48,7 @@ impl Source {
 #[derive(Debug)]
 pub(super) enum Object {
     Prepull(Box<Declared>),
+    Policy(Box<prune::Declared>),
     Node(Box<NodeView>),
     Report(Box<NodeImageCache>),
 }
@@ -52,6 +57,7 @@ pub(super) enum Object {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) enum Name {
     Prepull(Key),
+    Policy(String),
     Node(String),
     Report(String),
 }
@@ -73,7 +79,7 @@ pub(super) enum Seen {
     Broken(watcher::Error),
 }
 
-/// Changes of all four kinds, for ever.
+/// Changes of all five kinds, for ever.
 pub(super) fn watches(client: &Client) -> impl Stream<Item = (Source, Seen)> + Send + use<> {
     let prepull = |kind| {
         move |meta: &Meta| {
@@ -97,6 +103,12 @@ pub(super) fn watches(client: &Client) -> impl Stream<Item = (Source, Seen)> + S
             Source::Prepulls,
             prepull(Kind::Namespaced),
             |object| Object::Prepull(Box::new(object.into())),
+        ),
+        one::<ImagePrunePolicy>(
+            client,
+            Source::Policies,
+            move |meta| Name::Policy(plain(meta)),
+            |object| Object::Policy(Box::new(object.into())),
         ),
         one::<NodeView>(
             client,
