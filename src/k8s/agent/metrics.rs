@@ -93,17 +93,17 @@ impl Metrics {
             metrics.synced.clone(),
         );
         registry.register(
-            "larder_prune_runs",
+            "larder_policy_runs",
             "Runs of prune policies that ended, by result",
             metrics.prunes.clone(),
         );
         registry.register(
-            "larder_prune_removed_images",
+            "larder_policy_removed_images",
             "Images that prune policies removed",
             metrics.pruned_images.clone(),
         );
         registry.register(
-            "larder_prune_freed_bytes",
+            "larder_policy_freed_bytes",
             "Bytes that these removals freed",
             metrics.pruned_bytes.clone(),
         );
