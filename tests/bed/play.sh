@@ -14,25 +14,29 @@ bin=$("$here/tools.sh" kubectl)
 "$LARDER" crds | "$bin/kubectl" apply --server-side -f -
 "$bin/kubectl" wait --for=condition=Established crd --all --timeout=60s >/dev/null
 
-# As far as this larder has them: the controller, and an agent with a store of its own on the node.
-has() { "$LARDER" "$1" --help 2>/dev/null | grep -q -- "$2"; }
-if has controller --kubeconfig; then
-    "$here/cluster.sh" run "$dir" larder-controller "$LARDER" controller --kubeconfig "$KUBECONFIG" --http 127.0.0.1:0
-fi
-if [ ${#node[@]} -gt 0 ] && has agent --kubeconfig; then
+# The controller, and an agent with a store of its own on the node. Registries are known to both as they are to containerd.
+hosts=()
+if [ ${#node[@]} -gt 0 ]; then hosts=(--hosts-dir "$dir/node/hosts.d"); fi
+"$here/cluster.sh" run "$dir" larder-controller "$LARDER" controller --kubeconfig "$KUBECONFIG" --http 127.0.0.1:0 \
+    "${hosts[@]+"${hosts[@]}"}"
+mkdir -p "$dir/larder"
+if [ ${#node[@]} -gt 0 ]; then
     name=$("$bin/kubectl" get nodes -o name | sed -n 's|^node/||p')
-    mkdir -p "$dir/larder"
     "$here/cluster.sh" run "$dir" larder-agent "$LARDER" agent --kubeconfig "$KUBECONFIG" --node-name "$name" \
-        --root "$dir/larder/root" --socket "$dir/larder/larder.sock" --http 127.0.0.1:0
+        --root "$dir/larder/root" --socket "$dir/larder/larder.sock" --http 127.0.0.1:0 "${hosts[@]}"
 fi
+ln -sfn "$(realpath "$LARDER")" "$dir/larder/larder"
+cat >"$dir/env" <<END
+export KUBECONFIG=$KUBECONFIG LARDER_SOCKET=$dir/larder/larder.sock PATH=$dir/larder:$bin:\$PATH
+END
 cat <<END
 
-    export KUBECONFIG=$KUBECONFIG PATH=$bin:\$PATH
+    . $dir/env
     kubectl get nodes
     kubectl run shell --image=bed.local/busybox:1 --image-pull-policy=Never -- sleep 1000
     kubectl explain clusterimageprepull.spec
 
-What larder logs is in $dir/logs.
+What larder logs is in $dir/logs. docs/tutorial.md goes on from here.
 
 It ends with: make cluster-down
 END

@@ -28,4 +28,5 @@ mod runtime;
 mod secrets;
 mod support;
 mod tidy;
+mod tutorial;
 mod wire;
