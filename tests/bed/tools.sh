@@ -4,7 +4,7 @@
 #   tests/bed/tools.sh crictl containerd      # these programs
 #   tests/bed/tools.sh control-plane          # etcd, kube-apiserver, kube-controller-manager, kube-scheduler, kubectl
 #   tests/bed/tools.sh node                   # kubelet, containerd and its shim, ctr, runc, crictl, CNI plugins
-#   tests/bed/tools.sh delivery               # helm, promtool
+#   tests/bed/tools.sh delivery               # helm, promtool, the kinds of the Prometheus operator
 #
 # Prints the folder they are in. Each comes from its Go module at the version below, built with the module's own go.mod,
 # so the dependency versions are those its authors released. A second call takes no time; several at once wait for
@@ -21,12 +21,13 @@ CNI=v1.9.1
 HELM=v4.3.1
 # Prometheus 3.15.0: its module has versions of its own.
 PROMTOOL=v0.315.0
+OPERATOR=v0.85.0
 # Kubernetes says in its go.mod what it needs.
 GO=go1.26.8
 
 control_plane="etcd kube-apiserver kube-controller-manager kubectl kube-scheduler"
 node="runc containerd containerd-shim-runc-v2 ctr crictl kubelet cni/bridge cni/host-local cni/loopback cni/portmap"
-delivery="helm promtool"
+delivery="helm promtool prometheus-kinds"
 
 bed=${LARDER_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-bed}
 bin=$bed/bin
@@ -86,6 +87,11 @@ recipe() {
         version=$PROMTOOL module=github.com/prometheus/prometheus package=cmd/promtool
         # Rules need none of the clouds' clients, which are most of what there is to compile.
         flags=(-tags remove_all_sd -ldflags "-X github.com/prometheus/common/version.Version=${version#v}")
+        ;;
+    prometheus-kinds)
+        # No program, but found like one: what the operator's own repository has for kubectl apply.
+        version=$OPERATOR module=github.com/prometheus-operator/prometheus-operator
+        package=example/prometheus-operator-crd subject=kinds
         ;;
     *)
         say "no recipe for $1"
@@ -184,6 +190,14 @@ if [ ${#missing[@]} -gt 0 ]; then
         recipe "$tool"
         if is_built "$tool"; then continue; fi
         say "building $tool $version"
+        if [ "$subject" = kinds ]; then
+            from=$(folder "$(cd "$bed" && go mod download -json "$module@$version")")
+            cat "$from/$package"/*_podmonitors.yaml "$from/$package"/*_prometheusrules.yaml >"$bin/$tool.new"
+            chmod 755 "$bin/$tool.new"
+            mv "$bin/$tool.new" "$bin/$tool"
+            echo "$version" >"$stamp_file"
+            continue
+        fi
         dir=$(checkout "$module" "$version")
         # A program that runs is replaced, never written to.
         (cd "$dir" && CGO_ENABLED=$cgo nice go $subject -o "$bin/$tool.new" "${flags[@]+"${flags[@]}"}" "$module${package:+/$package}" 9>&-)

@@ -12,7 +12,7 @@ use crate::support::cluster::Cluster;
 use crate::support::need;
 use crate::support::process::{Ended, run};
 
-const OVERLAYS: [&str; 3] = ["cache", "containerd", "crio"];
+const OVERLAYS: [&str; 5] = ["cache", "containerd", "crio", "kind", "systemd"];
 /// What the chart says of objects besides what the overlays say.
 const LABELS: [&str; 4] = [
     "app.kubernetes.io/instance",
@@ -219,6 +219,24 @@ fn values_that_make_no_sense_are_refused() {
         let text = template(&program, &["--set", value]).ok();
         objects(&text);
     }
+    // Nothing is meant for a namespace that is not the release's.
+    let elsewhere = [
+        "--namespace",
+        "elsewhere",
+        "--set",
+        "tenantLimits.enabled=true",
+    ];
+    let text = template(&program, &[&elsewhere[..], &MONITORING].concat()).ok();
+    for object in objects(&text).into_values() {
+        let text = object.to_string();
+        for part in [
+            "\"namespace\":\"larder\"",
+            "\"namespaces\":[\"larder\"]",
+            "serviceaccount:larder:",
+        ] {
+            assert!(!text.contains(part), "{part} in {text}");
+        }
+    }
     let socket = "runtimeSocket=/run/k3s/containerd/containerd.sock";
     let agent = objects(&template(&program, &["--set", socket]).ok());
     let agent = &agent[&("DaemonSet".to_owned(), "larder-agent".to_owned())];
@@ -262,7 +280,7 @@ fn later(dir: &Path) -> PathBuf {
 #[test]
 fn goes_in_up_down_and_out() {
     const NAME: &str = "helm_goes_in_up_down_and_out";
-    let Some([program]) = need(NAME, ["helm"]) else {
+    let Some([program, kinds]) = need(NAME, ["helm", "prometheus-kinds"]) else {
         return;
     };
     let Some(cluster) = Cluster::own(NAME) else {
@@ -350,7 +368,19 @@ fn goes_in_up_down_and_out() {
     // The kinds stay, and what is declared with them; a new release takes them over.
     assert_eq!(left("crd").lines().count(), 4);
     cluster.kubectl(&["get", "cipp/kept"]).ok();
-    on(&["install", "larder", &chart, "--set", "crds.keep=false"]).ok();
+    // The second time with all that it can make.
+    let kinds = ["apply", "--server-side", "-f", kinds.to_str().unwrap()];
+    cluster.kubectl(&kinds).ok();
+    for kind in ["podmonitors", "prometheusrules"] {
+        cluster.wait_for(
+            "condition=Established",
+            &[&format!("crd/{kind}.monitoring.coreos.com")],
+        );
+    }
+    let install = ["install", "larder", &chart, "--set", "crds.keep=false"];
+    let limits = ["--set", "tenantLimits.enabled=true"];
+    on(&[&install[..], &limits, &MONITORING].concat()).ok();
+    clean();
     cluster.kubectl(&["get", "cipp/kept"]).ok();
     on(&["uninstall", "larder", "--wait"]).ok();
     assert_eq!(left("crd"), "");

@@ -53,6 +53,7 @@ fn families() -> BTreeMap<String, BTreeSet<String>> {
         found.entry(name.to_owned()).or_default().insert(help);
     };
     for registry in registries() {
+        let mut own = BTreeSet::new();
         let shown = format!("{registry:?}");
         for descriptor in shown.split("Descriptor { name: \"").skip(1) {
             let (name, rest) = descriptor.split_once("\", help: ").unwrap();
@@ -65,6 +66,7 @@ fn families() -> BTreeMap<String, BTreeSet<String>> {
                 other => panic!("{name}: the unit {other} is new here"),
             };
             add(&format!("{name}{unit}"), &help);
+            assert!(own.insert(name.to_owned()), "two rooms register {name}");
         }
         // Those that are read when they are scraped.
         let text = telemetry::encode(&registry, TextForm::OpenMetrics).unwrap();
@@ -315,4 +317,20 @@ fn alerts_fire_when_they_should() {
         "{said}"
     );
     promtool(&["test", "rules"], &trials);
+
+    // And panels ask in words that Prometheus knows.
+    let dashboard: Value =
+        serde_json::from_str(&read("manifests/monitoring/dashboard.json")).unwrap();
+    let mut panels = Vec::new();
+    strings(&dashboard, "expr", &mut panels);
+    let records: Vec<Value> = (0..)
+        .zip(&panels)
+        .map(|(number, panel)| {
+            let expression = panel.replace("$__rate_interval", "5m");
+            serde_json::json!({"record": format!("panel:{number}"), "expr": expression})
+        })
+        .collect();
+    let groups = serde_json::json!({"groups": [{"name": "panels", "rules": records}]});
+    std::fs::write(&file, groups.to_string()).unwrap();
+    promtool(&["check", "rules"], &file);
 }
