@@ -30,6 +30,7 @@ pub const MAX_FAILURES: usize = 10;
     category = "larder",
     status = "PrepullStatus",
     selectable = ".spec.mode",
+    printcolumn = r#"{"name":"Images","type":"integer","jsonPath":".status.images","description":"Images to hold"}"#,
     printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
     printcolumn = r#"{"name":"Admitted","type":"integer","jsonPath":".status.nodes.admitted","description":"Nodes let in by the rollout","priority":1}"#,
     printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.nodes.ready","description":"Nodes that hold every image"}"#,
@@ -38,7 +39,7 @@ pub const MAX_FAILURES: usize = 10;
     printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
     printcolumn = r#"{"name":"Revision","type":"string","jsonPath":".status.rollout.revision","description":"What is being rolled out","priority":1}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
-    printcolumn = r#"{"name":"Images","type":"string","jsonPath":".spec.images","description":"What is declared by name","priority":1}"#,
+    printcolumn = r#"{"name":"Names","type":"string","jsonPath":".spec.images","description":"What is declared by name","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
@@ -98,6 +99,7 @@ pub struct ClusterImagePrepullSpec {
     namespaced,
     status = "PrepullStatus",
     selectable = ".spec.mode",
+    printcolumn = r#"{"name":"Images","type":"integer","jsonPath":".status.images","description":"Images to hold"}"#,
     printcolumn = r#"{"name":"Desired","type":"integer","jsonPath":".status.nodes.desired","description":"Nodes that the spec chooses"}"#,
     printcolumn = r#"{"name":"Admitted","type":"integer","jsonPath":".status.nodes.admitted","description":"Nodes let in by the rollout","priority":1}"#,
     printcolumn = r#"{"name":"Ready","type":"integer","jsonPath":".status.nodes.ready","description":"Nodes that hold every image"}"#,
@@ -106,7 +108,7 @@ pub struct ClusterImagePrepullSpec {
     printcolumn = r#"{"name":"Stalled","type":"string","jsonPath":".status.conditions[?(@.type==\"Stalled\")].reason","description":"Why the rollout stopped","priority":1}"#,
     printcolumn = r#"{"name":"Revision","type":"string","jsonPath":".status.rollout.revision","description":"What is being rolled out","priority":1}"#,
     printcolumn = r#"{"name":"Message","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].message","description":"For people","priority":1}"#,
-    printcolumn = r#"{"name":"Images","type":"string","jsonPath":".spec.images","description":"What is declared by name","priority":1}"#,
+    printcolumn = r#"{"name":"Names","type":"string","jsonPath":".spec.images","description":"What is declared by name","priority":1}"#,
     printcolumn = r#"{"name":"Age","type":"date","jsonPath":".metadata.creationTimestamp"}"#,
     derive = "PartialEq"
 )]
@@ -359,6 +361,9 @@ pub struct PrepullStatus {
     /// Generation of the spec that this status is about.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Images to hold: those of the spec and those of its workloads.
+    #[serde(skip_serializing_if = "is_default")]
+    pub images: i64,
     /// Nodes, counted.
     pub nodes: NodeCounts,
     /// The revision being rolled out.

@@ -11,6 +11,7 @@ use super::declared::{Declared, Key};
 use super::desk::{Answer, Desk, Errand, Question};
 use super::gate::Opening;
 use super::lookups::ImageFault;
+use super::malformed::{Fault, Malformed};
 use super::nodes::{Change, Id, NodeView, Nodes, id};
 use super::notes::{Note, notes};
 use super::pace::Bucket;
@@ -51,6 +52,8 @@ pub(super) enum Effect {
     Open(Opening),
     /// Tell people.
     Note(Note),
+    /// Say in an object's status that it cannot be read.
+    Condemn(Fault),
 }
 
 /// A status to write.
@@ -128,6 +131,7 @@ pub(super) struct Board {
     due: BTreeSet<(Instant, u32)>,
     pub(super) policies: Policies,
     pub(super) desk: Desk,
+    pub(super) malformed: Malformed,
     pub(super) writes: Bucket,
     pub(super) writing: usize,
     pub(super) gathering: usize,
@@ -147,6 +151,7 @@ impl Board {
             due: BTreeSet::new(),
             policies: Policies::default(),
             desk: Desk::default(),
+            malformed: Malformed::default(),
             writes: Bucket::for_writes(now),
             writing: 0,
             gathering: 0,
@@ -169,11 +174,22 @@ impl Board {
     pub(super) fn lead(&mut self, leading: bool, now: Instant) {
         if std::mem::replace(&mut self.leading, leading) != leading && leading {
             self.mark_all(now);
+            self.malformed.again(now);
         }
     }
 
     pub(super) fn is_leading(&self) -> bool {
         self.leading
+    }
+
+    /// A prepull cannot be read. It is left alone until it can be: a status would be made of an old spec.
+    pub(super) fn malformed_prepull(&mut self, fault: Fault, now: Instant) {
+        if let Some(number) = self.by_key.get(&fault.key).copied()
+            && let Some(prepull) = self.get_mut(number)
+        {
+            prepull.unreadable = true;
+        }
+        self.malformed.found(fault, now);
     }
 
     /// Takes a prepull in, unless what is known of it is newer.
@@ -190,6 +206,7 @@ impl Board {
                 self.remove_prepull(&declared.key);
             }
         }
+        self.malformed.forget(&declared.key);
         let number = match self.by_key.get(&declared.key) {
             Some(number) => {
                 let number = *number;
@@ -221,6 +238,7 @@ impl Board {
 
     /// A prepull is gone.
     pub(super) fn remove_prepull(&mut self, key: &Key) {
+        self.malformed.forget(key);
         let Some(number) = self.by_key.remove(key) else {
             return;
         };
@@ -437,6 +455,9 @@ impl Board {
             effects.extend(self.policies.step(&self.nodes, &mut self.writes, moment));
         }
         effects.extend(self.desk.start(now).into_iter().map(Effect::Ask));
+        if self.leading {
+            effects.extend(self.malformed.due(now).into_iter().map(Effect::Condemn));
+        }
         effects
     }
 
@@ -449,6 +470,7 @@ impl Board {
             .into_iter()
             .chain(self.desk.wake())
             .chain(self.policies.wake())
+            .chain(self.malformed.wake())
             .fold(refresh, Instant::min)
     }
 

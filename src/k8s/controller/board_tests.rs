@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::board_world::World;
 use super::declared::{Declared, Key, Kind};
+use super::malformed::Fault;
 use super::status::{is_true, reason_of};
 use crate::k8s::api::{ALL, HoldState, NOBODY, condition, reason};
 
@@ -442,6 +443,32 @@ fn an_older_version_of_an_object_is_not_taken_in() {
     world.apply("base", spec(&["app:1"], json!(1)));
     world.pass(SECOND * 2);
     assert_eq!(world.working("base").len(), 1);
+}
+
+#[test]
+fn what_cannot_be_read_is_told_and_left_alone_until_it_can() {
+    let mut world = World::new();
+    world.tag("app:1", "one");
+    world.nodes(2);
+    world.apply("base", spec(&["app:1"], json!(1)));
+    world.pass(SECOND * 2);
+    let key = Key {
+        kind: Kind::Cluster,
+        namespace: String::new(),
+        name: "base".to_owned(),
+    };
+    let metadata = world.objects["base"].metadata.clone();
+    let fault = Fault::new(key, &metadata, "images: invalid type");
+    world.board.malformed_prepull(fault.clone(), world.now);
+    let writes = world.writes.len();
+    world.report("n0", "base", HoldState::Ready);
+    world.report("n1", "base", HoldState::Ready);
+    world.pass(SECOND * 60);
+    assert_eq!(world.condemned, [fault]);
+    assert_eq!(world.writes.len(), writes);
+    world.apply("base", spec(&["app:1"], json!(2)));
+    world.pass(SECOND * 2);
+    assert_eq!(world.status("base").nodes.ready, 2);
 }
 
 #[derive(Clone, Debug)]

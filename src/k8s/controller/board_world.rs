@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::board::{Board, Effect, Gathered, Write, Written};
 use super::desk::Answer;
+use super::malformed::Fault;
 use super::nodes::NodeView;
 use super::notes::Note;
 use super::seam::ResolveFailure;
@@ -30,6 +31,7 @@ pub(super) struct World {
     pub(super) tags: HashMap<String, Answer>,
     pub(super) writes: Vec<Write>,
     pub(super) notes: Vec<Note>,
+    pub(super) condemned: Vec<Fault>,
     pub(super) opened: Vec<(String, bool)>,
     pub(super) asked: usize,
     /// Writes are lost.
@@ -52,6 +54,7 @@ impl World {
             tags: HashMap::new(),
             writes: Vec::new(),
             notes: Vec::new(),
+            condemned: Vec::new(),
             opened: Vec::new(),
             asked: 0,
             broken: false,
@@ -214,6 +217,7 @@ impl World {
             // Policies have a world of their own.
             Effect::WritePolicy(_) => {}
             Effect::Note(note) => self.notes.push(note),
+            Effect::Condemn(fault) => self.condemned.push(fault),
         }
     }
 

@@ -69,6 +69,8 @@ pub(super) struct Known {
     /// Questions under way.
     pub(super) asking: usize,
     pub(super) total: usize,
+    /// Workloads have not been read for the present spec: there may be more.
+    pub(super) unlisted: bool,
 }
 
 impl Known {

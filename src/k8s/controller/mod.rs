@@ -15,6 +15,7 @@ mod gather;
 mod leader;
 mod lease;
 mod lookups;
+mod malformed;
 mod metrics;
 mod nodes;
 mod notes;

@@ -11,12 +11,12 @@ use serde::Deserialize;
 
 use super::pruned::{self, MAX_PRUNES, Pruned};
 use super::wave::Progress;
-use crate::k8s::api::{HoldState, NodeFacts, NodeImageCache, PruneState, Taint, reason};
+use crate::k8s::api::{
+    HoldState, MAX_REPORTED, NodeFacts, NodeImageCache, PruneState, Taint, reason,
+};
 
 /// A node that is not ready for so long is unreachable, unless its agent spoke meanwhile.
 pub(super) const UNREACHABLE_AFTER: Duration = Duration::from_secs(600);
-/// Entries of one report; the schema has the same limit.
-const MAX_HELD: usize = 256;
 /// Failures of one report; the schema has the same limit.
 const MAX_FAULTS: usize = 10;
 pub(super) const MAX_MESSAGE: usize = 256;
@@ -216,7 +216,7 @@ impl Report {
         let mut held: Vec<Held> = status
             .prepulls
             .iter()
-            .take(MAX_HELD)
+            .take(MAX_REPORTED)
             .map(|held| Held {
                 prepull: id(&held.uid),
                 revision: id(&held.revision),

@@ -37,6 +37,8 @@ pub(super) struct Prepull {
     /// For the present round of questions only.
     pub(super) credentials: Option<Arc<[WantCredentials]>>,
     missing_secrets: Vec<String>,
+    /// The object cannot be read any more: this is what it was.
+    pub(super) unreadable: bool,
     pub(super) writing: bool,
     pub(super) last_write: Option<Instant>,
     pub(super) write_failures: u32,
@@ -65,6 +67,7 @@ impl Prepull {
             workloads_at: None,
             credentials: None,
             missing_secrets: Vec::new(),
+            unreadable: false,
             writing: false,
             last_write: None,
             write_failures: 0,
@@ -97,6 +100,7 @@ impl Prepull {
             self.credentials = None;
         }
         self.declared = declared;
+        self.unreadable = false;
         self.observe(now);
     }
 

@@ -45,7 +45,7 @@ impl Board {
             return;
         };
         prepull.reconciled = Some(now);
-        let wake = if prepull.declared.ending {
+        let wake = if prepull.declared.ending || prepull.unreadable {
             None
         } else {
             self.look(number, &mut prepull, now, wall, effects)
@@ -70,10 +70,11 @@ impl Board {
         if prepull.writing {
             return wake.0;
         }
-        let known = prepull.lookups.known();
+        let mut known = prepull.lookups.known();
         let since = prepull.lookups.since();
         let waited = since.map_or(Duration::ZERO, |since| now.saturating_duration_since(since));
         let listed = prepull.listed == Some(prepull.declared.generation);
+        known.unlisted = !listed;
         if listed && known.waiting + known.asking > 0 {
             wake.at(now + super::lookups::PATIENCE.saturating_sub(waited).max(BUSY));
             if prepull.declared.status.conditions.is_empty() && waited < FIRST_STATUS {

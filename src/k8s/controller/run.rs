@@ -18,6 +18,7 @@ use super::desk::{Answer, Errand, Question};
 use super::gate::Opening;
 use super::gather;
 use super::leader::Election;
+use super::malformed::Fault;
 use super::metrics::Metrics;
 use super::notes::Note;
 use super::prune::{PolicyWrite, PolicyWritten};
@@ -62,6 +63,7 @@ enum Done {
     Written(Box<Write>, Written),
     PolicyWritten(Box<PolicyWrite>, PolicyWritten),
     Gathered(Gather, Gathered),
+    Condemned(Fault, bool),
     Answered(Question, Answer, Duration),
 }
 
@@ -241,10 +243,14 @@ impl Work {
                     Object::Report(report) => self.board.apply_report(*report, now),
                 }
             }
-            Seen::Malformed(name, error) => {
+            Seen::Malformed(name, metadata, error) => {
                 self.controller.metrics.malformed(source.name());
                 if self.may_log("malformed") {
                     tracing::warn!(kind = source.name(), object = ?name, err = error, "Object was skipped");
+                }
+                if let Name::Prepull(key) = &name {
+                    let fault = Fault::new(key.clone(), &metadata, &error);
+                    self.board.malformed_prepull(fault, now);
                 }
                 self.list(source, name);
             }
@@ -342,6 +348,13 @@ impl Work {
                 let _ = self.openings.try_send(opening);
             }
             Effect::Note(note) => self.note(note),
+            Effect::Condemn(fault) => {
+                self.note(fault.note());
+                self.jobs.spawn(async move {
+                    let told = send::condemn(&client, &fault).await;
+                    Done::Condemned(fault, told)
+                });
+            }
         }
     }
 
@@ -387,6 +400,7 @@ impl Work {
                     self.carry_out(effect);
                 }
             }
+            Ok(Done::Condemned(fault, told)) => self.board.malformed.sent(&fault, told, now),
             Ok(Done::Gathered(gather, gathered)) => self.board.gathered(&gather, gathered, now),
             Ok(Done::Answered(question, answer, took)) => {
                 let result = answer

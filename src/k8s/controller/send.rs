@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use k8s_openapi::api::core::v1::{Node, ObjectReference};
 use k8s_openapi::api::events::v1::Event;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{Patch, PatchParams, PostParams};
+use kube::api::{ApiResource, DynamicObject, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
 use serde_json::json;
 use tokio::time::timeout;
@@ -15,6 +15,7 @@ use tokio::time::timeout;
 use super::board::{Write, Written};
 use super::declared::{Declared, Kind};
 use super::gate::Opening;
+use super::malformed::Fault;
 use super::notes::Note;
 use super::pace::Bucket;
 use super::prune::{PolicyWrite, PolicyWritten};
@@ -140,6 +141,58 @@ where
             );
             Patched::Failed
         }
+    }
+}
+
+/// Says in an object's status that it cannot be read; the rest of the status stays. Whether it says so now.
+pub(super) async fn condemn(client: &Client, fault: &Fault) -> bool {
+    let result = match fault.key.kind {
+        Kind::Cluster => {
+            let kind = ApiResource::erase::<ClusterImagePrepull>(&());
+            condemn_in(&Api::all_with(client.clone(), &kind), fault).await
+        }
+        Kind::Namespaced => {
+            let kind = ApiResource::erase::<ImagePrepull>(&());
+            let namespace = &fault.key.namespace;
+            condemn_in(
+                &Api::namespaced_with(client.clone(), namespace, &kind),
+                fault,
+            )
+            .await
+        }
+    };
+    if let Err(error) = &result {
+        tracing::warn!(prepull = %fault.key, err = error, "Status was not written");
+    }
+    result.is_ok()
+}
+
+async fn condemn_in(api: &Api<DynamicObject>, fault: &Fault) -> Result<(), String> {
+    let late = |_| "the API server did not answer in time".to_owned();
+    let object = timeout(REQUEST, api.get_opt(&fault.key.name))
+        .await
+        .map_err(late)?
+        .map_err(|error| error.to_string())?;
+    let Some(object) = object else { return Ok(()) };
+    let before = object.data.pointer("/status/conditions").cloned();
+    let before = before.and_then(|value| serde_json::from_value::<Vec<Condition>>(value).ok());
+    let Some(conditions) = fault.conditions(&before.unwrap_or_default(), Timestamp::now()) else {
+        return Ok(());
+    };
+    // Not applied: that would take away what an applied status said before.
+    let patch = json!({
+        "metadata": {"uid": fault.uid},
+        "status": {"observedGeneration": fault.generation, "conditions": conditions},
+    });
+    let parameters = PatchParams {
+        field_manager: Some(CONTROLLER_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let patch = Patch::Merge(&patch);
+    let request = api.patch_status(&fault.key.name, &parameters, &patch);
+    match timeout(REQUEST, request).await.map_err(late)? {
+        Ok(_) => Ok(()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -44,6 +44,10 @@ pub(super) fn status(facts: Facts<'_>) -> PrepullStatus {
     let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     PrepullStatus {
         observed_generation: Some(facts.generation),
+        images: match facts.known.unlisted {
+            true => facts.before.images,
+            false => i64::try_from(facts.known.total).unwrap_or(i64::MAX),
+        },
         nodes: NodeCounts {
             desired: count(facts.counts.desired),
             admitted: count(facts.counts.admitted),
@@ -180,6 +184,14 @@ fn progressing(facts: &Facts<'_>) -> Verdict {
 
 fn resolved(facts: &Facts<'_>) -> Verdict {
     let known = facts.known;
+    if known.unlisted {
+        return Verdict {
+            type_: condition::RESOLVED,
+            status: "Unknown",
+            reason: reason::RESOLVING,
+            message: "the workloads are being read".to_owned(),
+        };
+    }
     let fault = known.missing.first().or(known.stale.first());
     let (status, reason, message) = match fault {
         Some(fault) => {

@@ -24,6 +24,7 @@ fn known(resolved: usize, missing: usize, waiting: usize) -> Known {
         stale: Vec::new(),
         waiting,
         asking: 0,
+        unlisted: false,
         total: resolved + missing + waiting,
     }
 }

@@ -74,7 +74,7 @@ pub(super) enum Seen {
     /// The list is complete: what was not in it is gone.
     Complete,
     /// It is there and cannot be read; what was known of it stays.
-    Malformed(Name, String),
+    Malformed(Name, Box<Meta>, String),
     /// The watch broke and goes on after a pause.
     Broken(watcher::Error),
 }
@@ -147,7 +147,11 @@ where
             Ok(Event::InitDone) => Seen::Complete,
             Ok(Event::Apply(guard) | Event::InitApply(guard)) => match guard.0 {
                 Ok(value) => Seen::Applied(name(value.meta()), object(value)),
-                Err(invalid) => Seen::Malformed(name(&invalid.metadata), invalid.error),
+                Err(invalid) => Seen::Malformed(
+                    name(&invalid.metadata),
+                    Box::new(invalid.metadata),
+                    invalid.error,
+                ),
             },
             Ok(Event::Delete(guard)) => Seen::Deleted(match &guard.0 {
                 Ok(value) => name(value.meta()),
