@@ -87,6 +87,11 @@ impl Declared {
         Arc::new(move || response(&view.borrow()))
     }
 
+    /// Protects what the last run held; to be done before the socket is served.
+    pub(super) async fn restore(&mut self) {
+        self.agent.restore().await;
+    }
+
     /// Works until shutdown is asked for.
     pub(super) async fn run(self, shutdown: Shutdown) {
         self.agent.run(shutdown).await;

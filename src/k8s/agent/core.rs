@@ -18,7 +18,7 @@ use super::known::Known;
 use super::plan::{self, Plan, Work};
 use super::prepull::{Identity, Kind, Origin, Prepull, Unit};
 use super::prune;
-use super::report::{self, Facts, Synced};
+use super::report::{self, Facts};
 use super::retry::{self, Attempts, Failures};
 use super::seam::{Declared, Figures, HeldImage, PullFailure};
 use super::view::{ApiView, View};
@@ -37,6 +37,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 pub(super) struct Core {
     settings: Settings,
     api: Option<Api>,
+    /// When the API server is first asked.
     started: Instant,
     known: Known,
     assignment: Assignment,
@@ -73,8 +74,10 @@ impl Core {
         Core {
             share: retry::roll(),
             settings,
+            started: api
+                .as_ref()
+                .map_or_else(Instant::now, |api| api.following.begin),
             api,
-            started: Instant::now(),
             known: Known::default(),
             assignment: Assignment {
                 holds: holds.clone(),
@@ -244,9 +247,10 @@ impl Core {
         self.failures.retain(|unit, _| kept.contains(unit));
         self.known.forget(&self.assignment.holds);
         if let Some(api) = &self.api {
-            let nodes = self.assignment.holds.iter().map(|hold| hold.desired);
-            // Without any the number is still a good guess.
-            if let Some(nodes) = nodes.max() {
+            let holds = self.assignment.holds.iter().map(|hold| hold.desired);
+            let nodes = holds.chain([self.known.nodes]).max().unwrap_or(0);
+            // What an earlier run knew is still a good guess.
+            if nodes > 0 {
                 api.following.nodes.store(nodes, Ordering::Relaxed);
             }
         }
@@ -283,21 +287,7 @@ impl Core {
 
     /// Tells the holder of images what is declared.
     async fn protect(&mut self) {
-        let mut declared: BTreeMap<&Unit, Declared> = BTreeMap::new();
-        for hold in &self.assignment.holds {
-            for unit in hold.protected() {
-                let Ok(parsed) = unit.parse() else { continue };
-                declared
-                    .entry(unit)
-                    .and_modify(|declared| declared.pinned |= hold.terms.pin)
-                    .or_insert(Declared {
-                        reference: parsed.reference,
-                        digest: parsed.digest,
-                        pinned: hold.terms.pin,
-                        by: hold.identity.to_string(),
-                    });
-            }
-        }
+        let mut declared = units(&self.assignment.holds);
         // A node that is not admitted yet keeps what it happens to have.
         for prepull in self.choosing().filter(|prepull| !prepull.terms.once) {
             let units = prepull.revision.iter().flat_map(|revision| &revision.units);
@@ -435,9 +425,12 @@ impl Core {
     }
 
     fn publish(&mut self, now: Timestamp) {
-        let synced = match &self.api {
-            Some(_) => self.known.synced(),
-            None => Synced::default(),
+        let (synced, reported) = match &self.api {
+            Some(_) => (
+                self.known.synced(),
+                self.known.lately_synced(Instant::now()),
+            ),
+            None => Default::default(),
         };
         let running: BTreeSet<Unit> = self.running.keys().cloned().collect();
         let facts = Facts {
@@ -450,7 +443,7 @@ impl Core {
             inventory: self.inventory.as_ref(),
             pulls: &self.pulls,
             figures: self.figures.as_ref(),
-            synced: &synced,
+            synced: &reported,
             pruned: &self.pruned,
         };
         self.settings.metrics.set_images(facts.counts());
@@ -465,7 +458,7 @@ impl Core {
             node: self.settings.node.name.clone(),
             api: self.api.as_ref().map(|_| ApiView {
                 synced: synced.synced,
-                fault: self.known.identity_fault.clone(),
+                fault: self.known.fault(),
                 links: Watched::ALL
                     .into_iter()
                     .map(|watched| (watched, self.known.link(watched)))
@@ -496,7 +489,7 @@ impl Core {
             reports.send_replace(Arc::new(Report {
                 status,
                 desired,
-                settled: synced.synced || self.started.elapsed() > SETTLE,
+                settled: reported.synced || self.started.elapsed() > SETTLE,
                 node_uid: self.known.node.as_ref().map(|node| node.uid.clone()),
             }));
         }
@@ -513,4 +506,28 @@ impl Core {
         }
         wake
     }
+}
+
+/// Everything that holds protect.
+pub(super) fn declared(holds: &[Hold]) -> Vec<Declared> {
+    units(holds).into_values().collect()
+}
+
+fn units(holds: &[Hold]) -> BTreeMap<&Unit, Declared> {
+    let mut declared: BTreeMap<&Unit, Declared> = BTreeMap::new();
+    for hold in holds {
+        for unit in hold.protected() {
+            let Ok(parsed) = unit.parse() else { continue };
+            declared
+                .entry(unit)
+                .and_modify(|declared| declared.pinned |= hold.terms.pin)
+                .or_insert(Declared {
+                    reference: parsed.reference,
+                    digest: parsed.digest,
+                    pinned: hold.terms.pin,
+                    by: hold.identity.to_string(),
+                });
+        }
+    }
+    declared
 }

@@ -21,6 +21,8 @@ use crate::k8s::api::NodeFacts;
 /// An object that is not there any more is looked for again after this: when a kind is uninstalled, its objects are
 /// deleted first, and that is nobody's wish to release images.
 const CONFIRM: Duration = Duration::from_secs(5);
+/// A connection that is lost for less is no news: when an API server restarts, every node loses it.
+const HICCUP: Duration = Duration::from_secs(180);
 /// Pause when there was no answer.
 const CONFIRM_AGAIN: Duration = Duration::from_secs(30);
 
@@ -46,10 +48,16 @@ pub(super) struct Known {
     pub(super) node: Option<NodeFacts>,
     /// What is wrong with the credentials.
     pub(super) identity_fault: Option<String>,
+    /// Why reports are refused.
+    pub(super) refusal: Option<String>,
+    /// Nodes of the cluster, as counted at the start.
+    pub(super) nodes: u64,
     /// The folder of manifests.
     pub(super) folder: Option<Folder>,
     policies: BTreeMap<String, PrunePolicy>,
     links: BTreeMap<Watched, Link>,
+    /// Since when links are lost that were good before.
+    lost: BTreeMap<Watched, Instant>,
     suspects: BTreeMap<String, Suspect>,
 }
 
@@ -72,6 +80,8 @@ impl Known {
             Message::Node(told) => self.node(told),
             Message::Folder(folder) => self.folder(folder, holds),
             Message::Identity(fault) => self.identity_fault = fault,
+            Message::Refused(refusal) => self.refusal = refusal,
+            Message::Nodes(nodes) => self.nodes = nodes,
             Message::Reported(_) | Message::Pruned(_) => {}
         }
     }
@@ -88,7 +98,7 @@ impl Known {
                     self.suspects
                         .retain(|_, suspect| suspect.identity.kind != kind);
                 }
-                self.links.insert(watched, link);
+                self.set_link(watched, link);
             }
             Told::Objects(Delta::One(prepull)) => {
                 let uid = prepull.identity.uid.clone();
@@ -167,7 +177,7 @@ impl Known {
     fn policy(&mut self, told: Told<PrunePolicy>) {
         match told {
             Told::Link(link) => {
-                self.links.insert(Watched::ImagePrunePolicies, link);
+                self.set_link(Watched::ImagePrunePolicies, link);
             }
             Told::Objects(Delta::All { objects, .. }) => {
                 self.policies = objects
@@ -190,7 +200,7 @@ impl Known {
     fn node(&mut self, told: Told<NodeFacts>) {
         match told {
             Told::Link(link) => {
-                self.links.insert(Watched::Node, link);
+                self.set_link(Watched::Node, link);
             }
             Told::Objects(Delta::All {
                 objects,
@@ -294,6 +304,19 @@ impl Known {
         policies
     }
 
+    fn set_link(&mut self, watched: Watched, link: Link) {
+        match link {
+            Link::Synced => {
+                self.lost.remove(&watched);
+            }
+            Link::Lost { .. } if self.link(watched) == Link::Synced => {
+                self.lost.insert(watched, Instant::now());
+            }
+            Link::Lost { .. } | Link::Starting => {}
+        }
+        self.links.insert(watched, link);
+    }
+
     /// How the connection for a kind is.
     pub(super) fn link(&self, watched: Watched) -> Link {
         let link = self.links.get(&watched);
@@ -306,8 +329,26 @@ impl Known {
         prepull.map_or(&[], |prepull| &prepull.faults)
     }
 
+    /// What a person has to mend before this agent and the API server get along.
+    pub(super) fn fault(&self) -> Option<String> {
+        self.identity_fault.clone().or_else(|| self.refusal.clone())
+    }
+
     /// Whether the API server's objects are all known.
     pub(super) fn synced(&self) -> Synced {
+        self.synced_unless(|_, _| false)
+    }
+
+    /// The same, worth a report: what passes by itself in a moment is not.
+    pub(super) fn lately_synced(&self, now: Instant) -> Synced {
+        self.synced_unless(|watched, trouble| {
+            let since = self.lost.get(&watched);
+            !trouble.is_refusal()
+                && since.is_some_and(|since| now.saturating_duration_since(*since) < HICCUP)
+        })
+    }
+
+    fn synced_unless(&self, forgiven: impl Fn(Watched, Trouble) -> bool) -> Synced {
         if let Some(fault) = &self.identity_fault {
             return Synced {
                 synced: false,
@@ -318,6 +359,7 @@ impl Known {
         for watched in Watched::ALL {
             match self.link(watched) {
                 Link::Synced => {}
+                Link::Lost { trouble, .. } if forgiven(watched, trouble) => {}
                 Link::Lost { trouble, message } => {
                     return Synced {
                         synced: false,

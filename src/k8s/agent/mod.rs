@@ -36,9 +36,10 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use k8s_openapi::api::core::v1::Node;
+use kube::api::ListParams;
 use tokio::sync::{mpsc, watch as cell};
 use tokio::task::JoinSet;
-use tokio::time::{sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
 pub use metrics::Metrics;
 pub use plan::Limits;
@@ -97,7 +98,11 @@ pub struct Agent {
     pruning: Option<Arc<dyn Pruning>>,
     metrics: Metrics,
     view: cell::Sender<Arc<View>>,
+    restored: Option<Restored>,
 }
+
+/// What the last run left.
+type Restored = (Vec<assign::Hold>, inventory::Pulls);
 
 impl std::fmt::Debug for Agent {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -121,6 +126,10 @@ enum Message {
     Identity(Option<String>),
     /// What an earlier run reported.
     Reported(NodeImageCacheStatus),
+    /// Why reports are refused; `None` once they are not any more.
+    Refused(Option<String>),
+    /// How many nodes the cluster has.
+    Nodes(u64),
 }
 
 /// What the core needs besides messages.
@@ -159,6 +168,7 @@ impl Agent {
             pruning: None,
             metrics,
             view: cell::Sender::new(Arc::new(view)),
+            restored: None,
         }
     }
 
@@ -173,6 +183,17 @@ impl Agent {
         self.view.subscribe()
     }
 
+    /// Takes up what the last run held, so that it is protected and pinned before anybody can list or remove images.
+    pub async fn restore(&mut self) {
+        let restored = load(&self.config).await;
+        let declared = core::declared(&restored.0);
+        if let Err(failure) = self.images.declare(declared).await {
+            // The loop tries again.
+            tracing::warn!(err = %failure, "Images of the last run are not protected yet");
+        }
+        self.restored = Some(restored);
+    }
+
     /// Works until shutdown is asked for. Pulls under way are given up then; the next start goes on.
     pub async fn run(self, shutdown: Shutdown) {
         let Agent {
@@ -182,20 +203,13 @@ impl Agent {
             pruning,
             metrics,
             view,
+            restored,
         } = self;
-        let state = StateFile::new(config.state);
-        let loading = state.clone();
-        let loaded = match tokio::task::spawn_blocking(move || loading.load()).await {
-            Ok(Ok(loaded)) => loaded,
-            Ok(Err(error)) => {
-                tracing::error!(err = %error, "Assignment of the last run is lost");
-                Default::default()
-            }
-            Err(error) => {
-                tracing::error!(err = %error, "Loading the assignment panicked");
-                Default::default()
-            }
+        let loaded = match restored {
+            Some(restored) => restored,
+            None => load(&config).await,
         };
+        let state = StateFile::new(config.state);
         let (to, mut messages) = mpsc::channel(QUEUE);
         // Ended with this function, however it ends.
         let mut tasks = JoinSet::new();
@@ -218,12 +232,12 @@ impl Agent {
         let (api, reports) = match connection {
             None => (None, None),
             Some(connection) => {
+                let nodes = loaded.0.iter().map(|hold| hold.desired).max().unwrap_or(0);
                 let following = Following {
                     connection: connection.clone(),
-                    nodes: Arc::new(AtomicU64::new(
-                        loaded.0.iter().map(|hold| hold.desired).max().unwrap_or(0),
-                    )),
+                    nodes: Arc::new(AtomicU64::new(nodes)),
                     metrics: metrics.clone(),
+                    begin: Instant::now() + retry::start(nodes, retry::roll()),
                 };
                 let reports = start(&mut tasks, &following, &config.node, &to);
                 let secrets = Arc::new(secrets::Secrets::new(connection));
@@ -268,6 +282,21 @@ impl Agent {
             wake = core.settle().await;
         }
         core.tasks.shutdown().await;
+    }
+}
+
+async fn load(config: &Config) -> Restored {
+    let state = StateFile::new(config.state.clone());
+    match tokio::task::spawn_blocking(move || state.load()).await {
+        Ok(Ok(loaded)) => loaded,
+        Ok(Err(error)) => {
+            tracing::error!(err = %error, "Assignment of the last run is lost");
+            Default::default()
+        }
+        Err(error) => {
+            tracing::error!(err = %error, "Loading the assignment panicked");
+            Default::default()
+        }
     }
 }
 
@@ -328,34 +357,34 @@ fn start(
     ));
     tasks.spawn(identify(following.clone(), node.to_owned(), to.clone()));
     let (reports, read) = cell::channel(Arc::new(writer::Report::default()));
-    let (found, mut reported) = cell::channel(None);
     let writer = Writer {
+        to: to.clone(),
         connection: following.connection.clone(),
         node: node.to_owned(),
         metrics: following.metrics.clone(),
         nodes: following.nodes.clone(),
     };
-    tasks.spawn(writer.run(read, found));
-    let to = to.clone();
-    tasks.spawn(async move {
-        let status = match reported.wait_for(Option::is_some).await {
-            Ok(status) => status.clone(),
-            Err(_) => None,
-        };
-        if let Some(status) = status {
-            let _ = to.send(Message::Reported(status)).await;
-        }
-    });
+    tasks.spawn(writer.run(read));
     reports
 }
 
-/// Asks once who this agent is for the API server, as often as it takes to get an answer.
+/// Asks once who this agent is for the API server, and how many nodes there are, as often as it takes to get an answer.
 async fn identify(following: Following, node: String, to: mpsc::Sender<Message>) {
     let mut attempt = 0;
+    sleep_until(following.begin).await;
     loop {
-        let asked = async { Identity::ask(&following.connection.client().await?).await };
+        let asked = async {
+            let client = following.connection.client().await?;
+            Ok((Identity::ask(&client).await?, count_nodes(&client).await))
+        };
         let trouble = match timeout(REQUEST_TIMEOUT, asked).await {
-            Ok(Ok(identity)) => {
+            Ok(Ok((identity, nodes))) => {
+                match nodes {
+                    Ok(nodes) => {
+                        let _ = to.send(Message::Nodes(nodes)).await;
+                    }
+                    Err(error) => tracing::debug!(err = %error, "Nodes were not counted"),
+                }
                 let fault = identity.fault(&node);
                 match &fault {
                     // A person's kubeconfig is fine where no admission policy asks for more.
@@ -386,6 +415,14 @@ async fn identify(following: Following, node: String, to: mpsc::Sender<Message>)
             () = to.closed() => return,
         }
     }
+}
+
+/// Nodes of the cluster, by the one request that costs next to nothing: the first of them, and how many more there are.
+async fn count_nodes(client: &kube::Client) -> Result<u64, kube::Error> {
+    let api: kube::Api<Node> = kube::Api::all(client.clone());
+    let list = api.list_metadata(&ListParams::default().limit(1)).await?;
+    let more = list.metadata.remaining_item_count.unwrap_or(0);
+    Ok(u64::try_from(more).unwrap_or(0) + list.items.len() as u64)
 }
 
 /// What of a Node decides who chooses it.

@@ -12,15 +12,14 @@ use super::metrics::ImageCounts;
 use super::plan::Work;
 use super::prepull::Unit;
 use super::prune;
-use super::retry::Attempts;
+use super::retry::{Attempts, News};
 use super::seam::Figures;
 use crate::k8s::api::{
-    self, HeldPrepull, HoldState, ImageFailure, NodeImageCacheStatus, PruneReport, StoreFigures,
+    self, HeldPrepull, HoldState, ImageFailure, MAX_REPORTED, NodeImageCacheStatus, PruneReport,
+    StoreFigures,
     condition, reason,
 };
 
-/// Prepulls that a report lists.
-const MAX_PREPULLS: usize = 256;
 /// Failures that a report lists.
 const MAX_FAILURES: usize = 10;
 /// Prune policies that a report lists,
@@ -195,7 +194,7 @@ pub(super) fn report(
             reason: progress.reason.to_owned(),
         })
         .collect();
-    let omitted = prepulls.len().saturating_sub(MAX_PREPULLS);
+    let omitted = prepulls.len().saturating_sub(MAX_REPORTED);
     NodeImageCacheStatus {
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
         observed_time: Some(Time(now)),
@@ -204,7 +203,7 @@ pub(super) fn report(
             hash: inventory.hash.clone(),
             images: i64::try_from(inventory.images).unwrap_or(i64::MAX),
         }),
-        prepulls: prepulls.into_iter().take(MAX_PREPULLS).collect(),
+        prepulls: prepulls.into_iter().take(MAX_REPORTED).collect(),
         prepulls_omitted: i64::try_from(omitted).unwrap_or(i64::MAX),
         failures: failures(facts, &live),
         prunes: facts
@@ -381,6 +380,7 @@ fn number(count: usize) -> i32 {
 /// What makes a report worth a write.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Essence {
+    /// Revision and state. Not begun and begun are one: to the controller both mean that the node works.
     prepulls: BTreeMap<String, (String, HoldState)>,
     failing: BTreeSet<String>,
     conditions: BTreeMap<String, String>,
@@ -395,7 +395,12 @@ impl Essence {
             prepulls: status
                 .prepulls
                 .iter()
-                .map(|held| (held.uid.clone(), (held.revision.clone(), held.state)))
+                .map(|held| {
+                    (
+                        held.uid.clone(),
+                        (held.revision.clone(), settled(held.state)),
+                    )
+                })
                 .collect(),
             failing: status
                 .failures
@@ -417,29 +422,48 @@ impl Essence {
         }
     }
 
-    /// Of how many nodes the change is to be spread over: those of the largest prepull that changed. `None` where
-    /// nothing changed.
-    pub(super) fn change(&self, new: &Essence, desired: &BTreeMap<String, u64>) -> Option<u64> {
+    /// What is new, and how many nodes may have the like: those of the largest prepull that changed, or `everybody`.
+    /// `None` where nothing changed.
+    pub(super) fn change(
+        &self,
+        new: &Essence,
+        desired: &BTreeMap<String, u64>,
+        everybody: u64,
+    ) -> Option<News> {
         if self == new {
             return None;
         }
         let of = |uid: &String| desired.get(uid).copied().unwrap_or(0);
-        let everybody = || desired.values().copied().max().unwrap_or(0);
-        if self.conditions != new.conditions || self.version != new.version {
-            return Some(everybody());
-        }
         let uids = self.prepulls.keys().chain(new.prepulls.keys());
-        let changed = uids.filter(|uid| self.prepulls.get(*uid) != new.prepulls.get(*uid));
+        let changed: Vec<&String> = uids
+            .filter(|uid| self.prepulls.get(*uid) != new.prepulls.get(*uid))
+            .collect();
         let policies = self.pruned.keys().chain(new.pruned.keys());
-        let pruned = policies.filter(|uid| self.pruned.get(*uid) != new.pruned.get(*uid));
-        let changed = changed.chain(pruned).map(of).max();
-        Some(changed.unwrap_or_else(|| {
-            if self.failing == new.failing {
-                1
-            } else {
-                everybody()
-            }
-        }))
+        let pruned: Vec<&String> = policies
+            .filter(|uid| self.pruned.get(*uid) != new.pruned.get(*uid))
+            .collect();
+        let works = |uid: &&String| {
+            let state = new.prepulls.get(*uid).map(|(_, state)| *state);
+            state == Some(HoldState::Pending)
+        };
+        // Conditions and failing images go along with what they are about.
+        Some(match changed.iter().chain(&pruned).map(|uid| of(uid)).max() {
+            Some(nodes) if self.version == new.version => News {
+                nodes,
+                begun: pruned.is_empty() && changed.iter().all(works),
+            },
+            _ => News {
+                nodes: everybody,
+                begun: false,
+            },
+        })
+    }
+}
+
+fn settled(state: HoldState) -> HoldState {
+    match state {
+        HoldState::Pending | HoldState::Pulling => HoldState::Pending,
+        HoldState::Ready | HoldState::Failed | HoldState::Skipped => state,
     }
 }
 

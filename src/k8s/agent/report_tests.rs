@@ -203,8 +203,8 @@ fn a_report_is_about_live_prepulls_of_the_api_server() {
 
 #[test]
 fn lists_are_bounded() {
-    let many: Vec<Hold> = (0..300)
-        .map(|n| hold(&format!("p{n:03}"), &["a"]))
+    let many: Vec<Hold> = (0..MAX_REPORTED + 44)
+        .map(|n| hold(&format!("p{n:04}"), &["a"]))
         .collect();
     let mut node = Node::new(many);
     let images: Vec<String> = (0..20).map(|n| format!("x{n}")).collect();
@@ -214,7 +214,7 @@ fn lists_are_bounded() {
         node.fail(image, reason::TIMEOUT, 9);
     }
     let status = node.report(&NodeImageCacheStatus::default(), now());
-    assert_eq!(status.prepulls.len(), MAX_PREPULLS);
+    assert_eq!(status.prepulls.len(), MAX_REPORTED);
     assert_eq!(status.prepulls_omitted, 45);
     assert_eq!(status.failures.len(), MAX_FAILURES);
 }
@@ -277,7 +277,7 @@ fn bytes_and_attempts_are_not_worth_a_write() {
     let later: Timestamp = "2026-11-21T11:00:00Z".parse().unwrap();
     let second = node.report(&first, later);
     assert_ne!(first, second);
-    assert_eq!(essence.change(&Essence::of(&second), &desired), None);
+    assert_eq!(essence.change(&Essence::of(&second), &desired, 5000), None);
     // What is read back is the same.
     let json = serde_json::to_string(&second).unwrap();
     let read: NodeImageCacheStatus = serde_json::from_str(&json).unwrap();
@@ -287,12 +287,11 @@ fn bytes_and_attempts_are_not_worth_a_write() {
     node.has(&["b"]);
     node.holds[0].next.as_mut().unwrap().id = "fedcba9876543210".to_owned();
     let third = node.report(&second, later);
-    assert_eq!(essence.change(&Essence::of(&third), &desired), Some(100));
+    let news = |nodes, begun| Some(News { nodes, begun });
+    let third = Essence::of(&third);
+    assert_eq!(essence.change(&third, &desired, 5000), news(100, true));
     // A condition over all of them.
     node.synced.synced = false;
-    let fourth = node.report(&third, later);
-    assert_eq!(
-        Essence::of(&third).change(&Essence::of(&fourth), &desired),
-        Some(5000)
-    );
+    let fourth = Essence::of(&node.report(&second, later));
+    assert_eq!(third.change(&fourth, &desired, 5000), news(5000, false));
 }

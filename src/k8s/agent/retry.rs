@@ -24,8 +24,13 @@ const RETRIES_FINAL: u32 = 2;
 const LONGEST_RECONNECT: Duration = Duration::from_secs(60);
 /// The same, of few nodes.
 const LONGEST_RECONNECT_FEW: Duration = Duration::from_secs(10);
-/// Writes, and reconnects, of all nodes together.
-const NODES_PER_SECOND: u64 = 50;
+/// Reconnects of all nodes together, until that would take longer than the longest pause.
+const RECONNECTS_PER_SECOND: u64 = 50;
+/// Writes of all nodes together. Times are drawn, so the busiest second has more: 30 keep it below 50, for 5,000 nodes
+/// as for 100 (three times the root above the mean).
+const WRITES_PER_SECOND: u64 = 30;
+/// The least that writes are spread over.
+const SHORTEST_SPREAD: Duration = Duration::from_secs(1);
 
 /// The failures of one unit, since it was last held.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -85,16 +90,52 @@ impl Attempts {
     }
 }
 
-/// Time over which `nodes` nodes spread what each of them does once.
+/// Time over which `nodes` nodes spread a write of each.
 pub(super) fn spread(nodes: u64) -> Duration {
-    Duration::from_millis(nodes.saturating_mul(1000) / NODES_PER_SECOND).max(Duration::from_secs(1))
+    over(nodes, WRITES_PER_SECOND).max(SHORTEST_SPREAD)
+}
+
+/// When a report that is new since `now` is written: drawn from the time over which all who may have news spread, and
+/// never sooner than that time after the last write. So however often something changes, all nodes together do not
+/// write more often than their rate. What merely began waits for as long again: mostly it ends by then, and is one
+/// write instead of two.
+pub(super) fn due<I>(news: News, last: Option<I>, now: I, roll: f64) -> I
+where
+    I: Copy + Ord + std::ops::Add<Duration, Output = I>,
+{
+    let spread = spread(news.nodes);
+    let wait = spread.mul_f64(roll.clamp(0.0, 1.0));
+    let drawn = now + if news.begun { spread + wait } else { wait };
+    last.map_or(drawn, |last| drawn.max(last + spread))
+}
+
+/// What is new in a report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct News {
+    /// Nodes that may have the like at the same moment.
+    pub(super) nodes: u64,
+    /// Nothing ended: the node only began to work on something.
+    pub(super) begun: bool,
+}
+
+/// Before an agent asks the API server for the first time, when `nodes` nodes may have started at the same moment.
+pub(super) fn start(nodes: u64, roll: f64) -> Duration {
+    let spread = over(nodes, RECONNECTS_PER_SECOND).min(LONGEST_RECONNECT);
+    if spread <= SHORTEST_SPREAD {
+        return Duration::ZERO;
+    }
+    spread.mul_f64(roll.clamp(0.0, 1.0))
+}
+
+fn over(nodes: u64, per_second: u64) -> Duration {
+    Duration::from_millis(nodes.saturating_mul(1000) / per_second.max(1))
 }
 
 /// Pause before attempt `attempt` (the first is 1) to reach the API server again, when all nodes may have lost it at
 /// the same moment. The whole pause is drawn: 5,000 nodes come back spread over a minute. A server that asks for patience
 /// knows better than a node how many there are.
 pub(super) fn reconnect(attempt: u32, nodes: u64, overloaded: bool, roll: f64) -> Duration {
-    let many = spread(nodes).min(LONGEST_RECONNECT);
+    let many = over(nodes, RECONNECTS_PER_SECOND).clamp(SHORTEST_SPREAD, LONGEST_RECONNECT);
     let grown = Duration::from_secs(1).saturating_mul(1 << attempt.saturating_sub(1).min(6));
     let longest = match overloaded {
         true => LONGEST_RECONNECT,
@@ -177,8 +218,53 @@ mod tests {
                 "{attempt} {nodes} {overloaded}"
             );
         }
-        assert_eq!(spread(5000), Duration::from_secs(100));
-        assert_eq!(spread(0), Duration::from_secs(1));
+        assert_eq!(start(5000, 0.5), Duration::from_secs(30));
+        assert_eq!(start(50, 0.5), Duration::ZERO);
         assert!((0..1000).all(|_| (0.0..1.0).contains(&roll())));
+    }
+
+    #[test]
+    fn a_report_waits_for_its_turn() {
+        let second = Duration::from_secs;
+        let news = |nodes, begun| News { nodes, begun };
+        // Since some beginning.
+        let (now, none) = (second(1000), None);
+        assert_eq!(due(news(3, false), none, now, 0.5), now + second(1) / 2);
+        assert_eq!(due(news(3, true), none, now, 0.5), now + second(3) / 2);
+        assert_eq!(due(news(3000, false), none, now, 0.5), now + second(50));
+        let before = Some(now - second(20));
+        assert_eq!(due(news(3000, false), before, now, 0.5), now + second(80));
+        assert_eq!(due(news(3, false), before, now, 1.0), now + second(1));
+    }
+
+    /// Every node's images change all the time, and the busiest second still has no more than fifty writes.
+    #[test]
+    fn all_nodes_together_keep_to_their_rate() {
+        for nodes in [100_u64, 300, 2000] {
+            let mut number = 0u64;
+            let mut roll = || {
+                number += 1;
+                let hash = *blake3::hash(&number.to_le_bytes()).as_bytes();
+                let drawn = u16::from_le_bytes([hash[0], hash[1]]);
+                f64::from(drawn) / f64::from(u16::MAX)
+            };
+            let mut writes = BTreeMap::<u64, u64>::new();
+            for _ in 0..nodes {
+                let mut now = Duration::from_secs(1000);
+                let mut last = None;
+                for _ in 0..4 {
+                    let news = News {
+                        nodes,
+                        begun: roll() < 0.5,
+                    };
+                    let at = due(news, last, now, roll());
+                    *writes.entry(at.as_secs()).or_default() += 1;
+                    last = Some(at);
+                    now = at + Duration::from_secs(5).mul_f64(roll());
+                }
+            }
+            let busiest = writes.values().max().copied().unwrap_or(0);
+            assert!(busiest <= 50, "{nodes} nodes: {busiest}");
+        }
     }
 }

@@ -17,7 +17,7 @@ use kube::core::DeserializeGuard;
 use kube::core::response::Status;
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::metrics::Metrics;
 use super::retry;
@@ -112,6 +112,14 @@ impl Trouble {
         }
     }
 
+    /// Whether a person has to do something about it.
+    pub(super) fn is_refusal(self) -> bool {
+        matches!(
+            self,
+            Trouble::Forbidden | Trouble::KindMissing | Trouble::Refused
+        )
+    }
+
     /// Whether another resource version might help.
     fn may_be_the_version(self) -> bool {
         matches!(self, Trouble::Expired | Trouble::Refused)
@@ -192,6 +200,8 @@ pub(super) struct Following {
     pub(super) nodes: Arc<AtomicU64>,
     /// Counters.
     pub(super) metrics: Metrics,
+    /// No request before: all nodes may have started at the same moment.
+    pub(super) begin: Instant,
 }
 
 /// One kind to follow.
@@ -240,6 +250,7 @@ pub(super) async fn follow<K, T, M>(
         attempt: 0,
         version: "0".to_owned(),
     };
+    sleep_until(watch.following.begin).await;
     while watch.list().await {
         let mut starts = 0;
         loop {

@@ -13,12 +13,13 @@ use kube::ResourceExt;
 use kube::api::{Api, Patch, PatchParams, Resource};
 use kube::core::{PartialObjectMeta, Request};
 use serde_json::json;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::Message;
 use super::metrics::Metrics;
 use super::report::Essence;
-use super::retry;
+use super::retry::{self, News};
 use super::watch::Trouble;
 use crate::k8s::api::{AGENT_MANAGER, NodeImageCache, NodeImageCacheStatus};
 use crate::k8s::connect::{Connection, REQUEST_TIMEOUT};
@@ -45,9 +46,17 @@ pub(super) struct Report {
     pub(super) node_uid: Option<String>,
 }
 
+/// An unchanged report is no news to anybody.
+const REFRESHED: News = News {
+    nodes: 1,
+    begun: false,
+};
+
 /// The writer's side of a `NodeImageCache`.
 #[derive(Debug)]
 pub(super) struct Writer {
+    /// Hears what an earlier run reported, so that conditions keep their transition times, and refusals.
+    pub(super) to: mpsc::Sender<Message>,
     /// To the API server.
     pub(super) connection: Arc<Connection>,
     /// Name of the node, and of the object.
@@ -104,16 +113,27 @@ impl Writer {
         }
     }
 
-    /// Writes what is new until nobody reports any more. `found` gets the first status read, so that conditions keep
-    /// their transition times.
-    pub(super) async fn run(
-        self,
-        mut reports: watch::Receiver<Arc<Report>>,
-        found: watch::Sender<Option<NodeImageCacheStatus>>,
-    ) {
+    /// Nodes that may have news at the same moment as this one.
+    fn everybody(&self) -> u64 {
+        self.nodes.load(Ordering::Relaxed)
+    }
+
+    /// Tells why the API server does not let this agent write, once, and that it does again.
+    async fn refused(&self, before: &mut Option<String>, now: Option<String>) {
+        if *before != now {
+            before.clone_from(&now);
+            let _ = self.to.send(Message::Refused(now)).await;
+        }
+    }
+
+    /// Writes what is new until nobody reports any more.
+    pub(super) async fn run(self, mut reports: watch::Receiver<Arc<Report>>) {
         let mut written: Option<Written> = None;
+        let mut last: Option<Instant> = None;
         let mut first = true;
         let mut due: Option<Instant> = None;
+        let mut begun = false;
+        let mut refusal: Option<String> = None;
         let mut failures: u32 = 0;
         let mut last_fault: Option<Trouble> = None;
         let mut gone: Option<Option<String>> = None;
@@ -133,16 +153,25 @@ impl Writer {
                     desired.extend(report.desired.clone());
                     written
                         .essence
-                        .change(&Essence::of(&report.status), &desired)
-                        .or((Instant::now() >= written.refresh).then_some(1))
+                        .change(&Essence::of(&report.status), &desired, self.everybody())
+                        .or((Instant::now() >= written.refresh).then_some(REFRESHED))
                 }
-                _ => Some(report.desired.values().copied().max().unwrap_or(0)),
+                // To make the object is a write, too.
+                _ => Some(News {
+                    nodes: self.everybody().saturating_mul(2),
+                    begun: false,
+                }),
             };
             match change {
                 // What was new is as before again.
                 None if failures == 0 => due = None,
-                Some(nodes) if due.is_none() => {
-                    due = Some(Instant::now() + retry::spread(nodes).mul_f64(retry::roll()));
+                Some(news) if failures == 0 => {
+                    // What ended is told sooner than what merely began.
+                    if due.is_none() || begun && !news.begun {
+                        let drawn = retry::due(news, last, Instant::now(), retry::roll());
+                        due = Some(due.map_or(drawn, |due| due.min(drawn)));
+                        begun = news.begun;
+                    }
                 }
                 _ => {}
             }
@@ -164,17 +193,19 @@ impl Writer {
             }
             let report = reports.borrow_and_update().clone();
             let result = if first {
-                self.first(&report, &found, &mut written, &mut first).await
+                self.first(&report, &mut written, &mut first).await
             } else {
                 self.write(&report, &mut written).await
             };
             match result {
-                Ok(()) => {
+                Ok(wrote) => {
                     if last_fault.take().is_some() {
                         tracing::info!(node = self.node, "NodeImageCache is written again");
                     }
                     failures = 0;
                     due = None;
+                    last = wrote.then(Instant::now).or(last);
+                    self.refused(&mut refusal, None).await;
                 }
                 Err(Fault::NodeGone) => {
                     self.metrics.written("node_gone");
@@ -201,24 +232,30 @@ impl Writer {
                     if trouble == Trouble::Unauthorized {
                         let _ = self.connection.renew().await;
                     }
+                    if trouble.is_refusal() {
+                        let told =
+                            format!("NodeImageCache {} is not written: {message}", self.node);
+                        self.refused(&mut refusal, Some(told)).await;
+                    }
                     failures = failures.saturating_add(1);
-                    let nodes = self.nodes.load(Ordering::Relaxed);
+                    let nodes = self.everybody();
                     let overloaded = trouble == Trouble::Overloaded;
                     let pause = retry::reconnect(failures, nodes, overloaded, retry::roll());
-                    due = Some(Instant::now() + pause);
+                    let spread = retry::spread(nodes).mul_f64(retry::roll());
+                    due = Some(Instant::now() + pause.max(spread));
                 }
             }
         }
     }
 
-    /// Before the first write: what is there may be as it should be.
+    /// Before the first write: what is there may be as it should be. Then it is only tried whether it could be written,
+    /// so that a grant that is missing does not show hours later.
     async fn first(
         &self,
         report: &Report,
-        found: &watch::Sender<Option<NodeImageCacheStatus>>,
         written: &mut Option<Written>,
         first: &mut bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<bool, Fault> {
         let object = self.read().await?;
         *first = false;
         let Some(object) = object else {
@@ -229,9 +266,13 @@ impl Writer {
             .first()
             .map(|owner| owner.uid.clone())
             .unwrap_or_default();
-        let Some(status) = object.status else {
+        let Some(status) = object
+            .status
+            .filter(|_| report.node_uid.as_ref() == Some(&owner))
+        else {
             return self.write(report, written).await;
         };
+        self.apply(None, &self.object(&owner), true).await?;
         *written = Some(Written {
             owner,
             essence: Essence::of(&status),
@@ -239,13 +280,14 @@ impl Writer {
             refresh: refresh(),
         });
         // The next report is made with its transition times, and decides.
-        found.send_replace(Some(status));
-        Ok(())
+        let _ = self.to.send(Message::Reported(status)).await;
+        Ok(false)
     }
 
-    async fn write(&self, report: &Report, written: &mut Option<Written>) -> Result<(), Fault> {
+    /// Whether anything was written.
+    async fn write(&self, report: &Report, written: &mut Option<Written>) -> Result<bool, Fault> {
         let Some(uid) = &report.node_uid else {
-            return Ok(());
+            return Ok(false);
         };
         if written.as_ref().is_none_or(|written| written.owner != *uid) {
             self.own(uid).await?;
@@ -265,7 +307,7 @@ impl Writer {
             desired: report.desired.clone(),
             refresh: refresh(),
         });
-        Ok(())
+        Ok(true)
     }
 
     /// Makes the object, owned by the Node; first of all the Node must still be the one that was seen.
@@ -280,7 +322,12 @@ impl Writer {
         if node.and_then(|node| node.uid()).as_deref() != Some(uid) {
             return Err(Fault::NodeGone);
         }
-        let object = json!({
+        self.apply(None, &self.object(uid), false).await
+    }
+
+    /// Without its status.
+    fn object(&self, uid: &str) -> serde_json::Value {
+        json!({
             "apiVersion": NodeImageCache::api_version(&()),
             "kind": NodeImageCache::kind(&()),
             "metadata": {
@@ -289,8 +336,7 @@ impl Writer {
                     {"apiVersion": "v1", "kind": "Node", "name": self.node, "uid": uid}
                 ],
             },
-        });
-        self.apply(None, &object).await
+        })
     }
 
     async fn apply_status(&self, status: &NodeImageCacheStatus) -> Result<(), Fault> {
@@ -300,11 +346,19 @@ impl Writer {
             "metadata": {"name": self.node},
             "status": status,
         });
-        self.apply(Some("status"), &object).await
+        self.apply(Some("status"), &object, false).await
     }
 
-    async fn apply(&self, part: Option<&str>, object: &serde_json::Value) -> Result<(), Fault> {
-        let params = PatchParams::apply(AGENT_MANAGER).force();
+    async fn apply(
+        &self,
+        part: Option<&str>,
+        object: &serde_json::Value,
+        dry_run: bool,
+    ) -> Result<(), Fault> {
+        let params = PatchParams {
+            dry_run,
+            ..PatchParams::apply(AGENT_MANAGER).force()
+        };
         let requests = Request::new(NodeImageCache::url_path(&(), None));
         let patch = Patch::Apply(object);
         let request = match part {

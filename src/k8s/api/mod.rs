@@ -25,8 +25,8 @@ pub use names::{
     VERSION, condition, reason,
 };
 pub use node_image_cache::{
-    HeldPrepull, HoldState, ImageFailure, Inventory, NodeImageCache, NodeImageCacheStatus,
-    PruneReport, PruneState, PruneTop, StoreFigures,
+    HeldPrepull, HoldState, ImageFailure, Inventory, MAX_REPORTED, NodeImageCache,
+    NodeImageCacheStatus, PruneReport, PruneState, PruneTop, StoreFigures,
 };
 pub use percent::{IntOrPercent, PercentError};
 pub use prepull::{

@@ -6,6 +6,9 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+/// Prepulls of one report: what counts nodes sees no others. At 500 of them a report is some 60 KB.
+pub const MAX_REPORTED: usize = 1024;
+
 /// Images held by one node, in figures. Written by that node's agent alone.
 #[derive(Clone, CustomResource, Debug, Default, Deserialize, JsonSchema, PartialEq, Serialize)]
 #[kube(
@@ -50,9 +53,9 @@ pub struct NodeImageCacheStatus {
     /// Tells whether the list of images changed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inventory: Option<Inventory>,
-    /// The prepulls that choose this node; 256 at most.
+    /// The prepulls that choose this node; 1024 at most.
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 1024))]
     pub prepulls: Vec<HeldPrepull>,
     /// How many more there are.
     #[serde(skip_serializing_if = "is_zero")]
