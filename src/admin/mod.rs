@@ -87,11 +87,12 @@ async fn readyz(State(shown): State<Shown>, uri: Uri) -> Response {
     } else {
         StatusCode::SERVICE_UNAVAILABLE
     };
-    plain(status, report(&state, ready, verbose))
+    let advised = shown.readiness.advised();
+    plain(status, report(&state, &advised, ready, verbose))
 }
 
 /// As Kubernetes components write it.
-fn report(state: &[(&str, bool)], ready: bool, verbose: bool) -> String {
+fn report(state: &[(&str, bool)], advised: &[(&str, bool)], ready: bool, verbose: bool) -> String {
     if ready && !verbose {
         return "ok\n".to_owned();
     }
@@ -101,6 +102,14 @@ fn report(state: &[(&str, bool)], ready: bool, verbose: bool) -> String {
             format!("[+]{name} ok\n")
         } else {
             format!("[-]{name} not ready\n")
+        };
+        text.push_str(&line);
+    }
+    for (name, met) in advised {
+        let line = if *met {
+            format!("[+]{name} ok\n")
+        } else {
+            format!("[!]{name} not ready, does not count\n")
         };
         text.push_str(&line);
     }

@@ -17,7 +17,7 @@ use crate::k8s::agent::{
     View,
 };
 use crate::k8s::connect::{ApiServer, Connection};
-use crate::lifecycle::Shutdown;
+use crate::lifecycle::{Readiness, Shutdown};
 
 /// Name of the file that a restart needs, in the data directory.
 const STATE: &str = "prepulls.json";
@@ -43,8 +43,8 @@ pub(super) struct Declared {
 }
 
 impl Declared {
-    /// `None` where nothing is declared to this agent.
-    pub(super) fn build(
+    /// `None` where nothing is declared to this agent. What the last run held is protected when this returns.
+    pub(super) async fn build(
         config: &DeclaredConfig,
         root: &Path,
         images: Arc<dyn Images>,
@@ -77,7 +77,8 @@ impl Declared {
                 .map(|dir: &PathBuf| dir.display().to_string()),
             "Declared images are followed"
         );
-        let agent = Agent::new(config, connection, images, metrics.0);
+        let mut agent = Agent::new(config, connection, images, metrics.0);
+        agent.restore().await;
         Ok(Some(Declared { agent }))
     }
 
@@ -87,14 +88,27 @@ impl Declared {
         Arc::new(move || response(&view.borrow()))
     }
 
-    /// Protects what the last run held; to be done before the socket is served.
-    pub(super) async fn restore(&mut self) {
-        self.agent.restore().await;
-    }
-
-    /// Works until shutdown is asked for.
-    pub(super) async fn run(self, shutdown: Shutdown) {
-        self.agent.run(shutdown).await;
+    /// Works until shutdown is asked for. Whether this agent and the API server get along is told with the probes, and
+    /// does not count there: images are served without it.
+    pub(super) fn run(
+        self,
+        shutdown: Shutdown,
+        readiness: &Readiness,
+    ) -> impl Future<Output = ()> + use<> {
+        let mut view = self.agent.view();
+        let synced = view.borrow().api.is_some().then(|| readiness.advice("api"));
+        async move {
+            let telling = async {
+                let Some(synced) = synced else { return };
+                // Ends with the agent.
+                while view.changed().await.is_ok() {
+                    let view = view.borrow_and_update();
+                    let api = view.api.as_ref();
+                    synced.set(api.is_some_and(|api| api.synced && api.fault.is_none()));
+                }
+            };
+            tokio::join!(self.agent.run(shutdown), telling);
+        }
     }
 }
 

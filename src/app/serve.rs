@@ -94,6 +94,7 @@ impl Service {
 
         let images = Arc::new(LarderImages::new(cache.clone()));
         let declared = Declared::build(&config.declared, &config.root, images, metrics)
+            .await
             .context("declared images")?;
         let mut routes = Routes::builder();
         routes
@@ -129,6 +130,7 @@ impl Service {
         checks.store.set(true);
         let declared =
             Declared::build(&config.declared, &config.root, Arc::new(images), metrics)
+                .await
                 .context("declared images")?
                 .context(
                     "nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests",
@@ -177,7 +179,7 @@ impl Service {
             tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
         }
         if let Some(declared) = self.declared {
-            tasks.spawn("declared images", declared.run(shutdown.clone()));
+            tasks.spawn("declared images", declared.run(shutdown.clone(), readiness));
         }
         let result = tokio::select! {
             // Both servers end by themselves, too, once it is asked for.

@@ -120,7 +120,12 @@ fn text(images: &[Image], options: Options, now: Timestamp) -> String {
                 (short_id(&image.id).to_owned(), begin.to_owned())
             };
             let created = ago(&image.created, now);
-            rows.push([repository, tag, digest, id, created, size(image.size)]);
+            let mut size = size(image.size);
+            if image.staged {
+                // Pulled ahead with somebody's secret: pods do not see it before they prove access.
+                size.push_str(" (staged)");
+            }
+            rows.push([repository, tag, digest, id, created, size]);
         }
     }
     // What has no name comes last.
@@ -235,6 +240,11 @@ registry.k8s.io/pause   <none>   bbbbbbbbbbbbb   5 days ago   4.26MB
 <none>                  <none>   ccccccccccccc   5 days ago   4.26MB"
         );
         assert!(widest(&table) < 80);
+        let staged = Image {
+            staged: true,
+            ..images[2].clone()
+        };
+        assert!(text(&[staged], Options::default(), now).ends_with(" 4.26MB (staged)"));
         let options = Options {
             digests: true,
             whole: true,

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 #[derive(Clone, Debug, Default)]
 pub struct Readiness {
     checks: Arc<Mutex<Vec<Check>>>,
+    advice: Arc<Mutex<Vec<Check>>>,
     stopping: Arc<AtomicBool>,
 }
 
@@ -43,8 +44,21 @@ impl Readiness {
             name,
             met: Arc::new(AtomicBool::new(false)),
         };
-        self.lock().push(check.clone());
+        lock(&self.checks).push(check.clone());
         check
+    }
+    /// Adds a condition that is told and does not count: without it the process is of use all the same.
+    pub fn advice(&self, name: &'static str) -> Check {
+        let check = Check {
+            name,
+            met: Arc::new(AtomicBool::new(false)),
+        };
+        lock(&self.advice).push(check.clone());
+        check
+    }
+    /// Those conditions, with their state.
+    pub fn advised(&self) -> Vec<(&'static str, bool)> {
+        states(&lock(&self.advice))
     }
     /// Never ready again: the process stops.
     pub fn stop(&self) {
@@ -52,11 +66,7 @@ impl Readiness {
     }
     /// All conditions with their state; `stopping` is one while the process stops.
     pub fn state(&self) -> Vec<(&'static str, bool)> {
-        let mut state: Vec<_> = self
-            .lock()
-            .iter()
-            .map(|check| (check.name(), check.met()))
-            .collect();
+        let mut state = states(&lock(&self.checks));
         if self.stopping.load(Ordering::Acquire) {
             state.push(("stopping", false));
         }
@@ -66,9 +76,15 @@ impl Readiness {
     pub fn ready(&self) -> bool {
         self.state().iter().all(|(_, met)| *met)
     }
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Check>> {
-        self.checks.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+}
+
+fn lock(checks: &Mutex<Vec<Check>>) -> std::sync::MutexGuard<'_, Vec<Check>> {
+    checks.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn states(checks: &[Check]) -> Vec<(&'static str, bool)> {
+    let checks = checks.iter();
+    checks.map(|check| (check.name(), check.met())).collect()
 }
 
 #[cfg(test)]
@@ -84,6 +100,11 @@ mod tests {
         assert_eq!(readiness.state(), [("store", true), ("socket", false)]);
         socket.set(true);
         assert!(readiness.ready());
+        let api = readiness.advice("api");
+        assert!(readiness.ready());
+        assert_eq!(readiness.advised(), [("api", false)]);
+        api.set(true);
+        assert_eq!(readiness.advised(), [("api", true)]);
         readiness.stop();
         assert!(!readiness.ready());
         assert_eq!(readiness.state().last(), Some(&("stopping", false)));

@@ -90,6 +90,7 @@ impl Images for Pretended {
                     .map(|digest| want.reference.digested(digest))
                     .collect(),
                 pinned: false,
+                staged: false,
                 size: 1 << 20,
                 id: id.clone(),
             };

@@ -1,9 +1,7 @@
 //! Agents that follow declared images: from a folder of manifests, and from a real API server.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::path::PathBuf;
 
 use larder::k8s::api::{ALL, slot};
 use serde_json::{Value, json};
@@ -11,87 +9,10 @@ use serde_json::{Value, json};
 use crate::support::build::{BuiltImage, gzip, noise, tar};
 use crate::support::cluster::Cluster;
 use crate::support::hub::{Hub, blob_path};
-use crate::support::process::{AgentProcess, agent_command, run};
-
-/// Far more than anything takes; who waits longer waits in vain.
-const PATIENCE: Duration = Duration::from_secs(90);
+use crate::support::node::{Node, install, reported, told};
 
 fn image(seed: u64) -> BuiltImage {
     BuiltImage::new(&[gzip(&tar(&[("file", &noise(seed, 200_000))]))])
-}
-
-/// An agent on a folder of its own.
-struct Node {
-    dir: tempfile::TempDir,
-    args: Vec<String>,
-    agent: Option<AgentProcess>,
-}
-
-impl Node {
-    fn start(args: &[&str]) -> Self {
-        let mut node = Node {
-            dir: tempfile::tempdir().unwrap(),
-            args: args.iter().map(|arg| (*arg).to_owned()).collect(),
-            agent: None,
-        };
-        node.again();
-        node
-    }
-
-    /// An agent of a Node of the API server.
-    fn of(name: &str, kubeconfig: &Path) -> Self {
-        Self::start(&[
-            "--node-name",
-            name,
-            "--kubeconfig",
-            kubeconfig.to_str().unwrap(),
-        ])
-    }
-
-    fn again(&mut self) {
-        let mut command = agent_command(self.dir.path());
-        command.args(&self.args);
-        let agent = AgentProcess::start_with(self.dir.path(), command)
-            .unwrap_or_else(|(status, log)| panic!("the agent ended with {status}: {log}"));
-        self.agent = Some(agent);
-    }
-
-    fn kill(&mut self) {
-        self.agent.take().unwrap().kill();
-    }
-
-    fn larder(&self, args: &[&str]) -> String {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
-        command
-            .arg("--socket")
-            .arg(self.dir.path().join("s.sock"))
-            .args(args);
-        run(&mut command).ok()
-    }
-
-    fn status(&self) -> Value {
-        serde_json::from_str(&self.larder(&["status", "-o", "json"])).unwrap()
-    }
-
-    /// `larder status` once it is as expected.
-    async fn until(&self, what: &str, done: impl Fn(&Value) -> bool) -> Value {
-        let started = Instant::now();
-        loop {
-            let status = self.status();
-            if done(&status) {
-                return status;
-            }
-            assert!(
-                started.elapsed() < PATIENCE,
-                "{what}: {status:#}\n{}",
-                self.agent
-                    .as_ref()
-                    .map(AgentProcess::log)
-                    .unwrap_or_default()
-            );
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    }
 }
 
 /// The state of the only prepull.
@@ -187,24 +108,8 @@ fn grant(cluster: &Cluster, account: &str) {
     cluster.apply(&objects.to_string());
 }
 
-fn install(cluster: &Cluster) {
-    let crds = run(Command::new(env!("CARGO_BIN_EXE_larder")).arg("crds")).ok();
-    cluster.apply(&crds);
-    for plural in [
-        "clusterimageprepulls",
-        "imageprepulls",
-        "imageprunepolicies",
-        "nodeimagecaches",
-    ] {
-        cluster.wait_for(
-            "condition=Established",
-            &["crd", &format!("{plural}.larder.dev")],
-        );
-    }
-}
-
 /// A prepull for nodes of a pool.
-fn declare(cluster: &Cluster, name: &str, images: &[String]) -> String {
+pub(crate) fn declare(cluster: &Cluster, name: &str, images: &[String]) -> String {
     let object = json!({
         "apiVersion": "larder.dev/v1alpha1", "kind": "ClusterImagePrepull", "metadata": {"name": name},
         "spec": {"images": images, "nodeSelector": {"matchLabels": {"pool": name}}, "retainAfterDeletion": "1s"},
@@ -215,7 +120,7 @@ fn declare(cluster: &Cluster, name: &str, images: &[String]) -> String {
 }
 
 /// What a controller would say.
-fn resolve(
+pub(crate) fn resolve(
     cluster: &Cluster,
     name: &str,
     revision: &str,
@@ -243,36 +148,6 @@ fn resolve(
         &patch,
     ];
     cluster.kubectl(&flags).ok();
-}
-
-/// The report of a node, once it is as expected. There may be none yet, so there is nothing to watch.
-async fn told(cluster: &Cluster, node: &str, done: impl Fn(&Value) -> bool) -> Value {
-    let started = Instant::now();
-    loop {
-        let found = cluster.kubectl(&["get", "nodeimagecache", node, "-o", "json"]);
-        let found = match found.success {
-            true => serde_json::from_str(&found.stdout).unwrap(),
-            false => Value::Null,
-        };
-        if done(&found) {
-            return found;
-        }
-        assert!(
-            started.elapsed() < PATIENCE,
-            "the report of {node} is not as expected: {found:#}"
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-}
-
-/// What it says about one prepull.
-fn reported<'a>(report: &'a Value, uid: &str) -> &'a Value {
-    report["status"]["prepulls"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .find(|prepull| prepull["uid"] == uid)
-        .unwrap_or(&Value::Null)
 }
 
 fn kubeconfigs(cluster: &Cluster, account: &str, nodes: &[&str]) -> Vec<PathBuf> {

@@ -99,7 +99,9 @@ fn kubectl_installs_explains_and_lists_the_kinds() {
     let head: Vec<_> = table.lines().next().unwrap().split_whitespace().collect();
     assert_eq!(
         head,
-        ["NAME", "DESIRED", "READY", "FAILED", "STATUS", "AGE"]
+        [
+            "NAME", "IMAGES", "DESIRED", "READY", "FAILED", "STATUS", "AGE"
+        ]
     );
     let stored = cluster.json(&["get", "cipp", "columns"]);
     let filled = &stored["spec"];

@@ -24,6 +24,8 @@ mod pull;
 mod reach;
 mod real;
 mod registry;
+mod rollout;
+mod rollout_faults;
 mod runtime;
 mod secrets;
 mod support;

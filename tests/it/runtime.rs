@@ -10,12 +10,17 @@ use larder::app::agent::Agent;
 use larder::app::config::{AgentArgs, Config};
 use larder::app::images::NodeImages;
 use larder::k8s::agent::{Images, Want, WantCredentials};
+use larder::k8s::api::ALL;
 use larder::lifecycle::Shutdown;
 use larder::registry;
 use larder::runtime::{self, RuntimeImages};
+use serde_json::{Value, json};
 
+use crate::declared::{declare, resolve};
 use crate::support::build::{BuiltImage, gzip, noise, tar};
+use crate::support::cluster::Cluster;
 use crate::support::hub::Hub;
+use crate::support::node::{Node, install, reported, told};
 use crate::support::{is_root, need, skip};
 
 fn image(seed: u64) -> BuiltImage {
@@ -151,19 +156,15 @@ impl Drop for Containerd {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn containerd_holds_declared_images() {
-    let name = "containerd_holds_declared_images";
-    let Some([containerd]) = need(name, ["containerd"]) else {
-        return;
-    };
+/// containerd on a folder; `None` after a notice that `test` was skipped.
+async fn containerd(test: &str, root: &Path, hub: &Hub) -> Option<(Containerd, PathBuf)> {
+    let [containerd] = need(test, ["containerd"])?;
     if !is_root() {
-        return skip(name, "containerd needs root");
+        skip(test, "containerd needs root");
+        return None;
     }
-    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
-    let root = dir.path();
     let socket = root.join("containerd.sock");
-    let hosts = hosts(root, &hub);
+    let hosts = hosts(root, hub);
     let config = format!(
         "version = 3\nroot = '{root}/root'\nstate = '{root}/state'\n\
          [plugins.'io.containerd.server.v1.grpc']\naddress = '{socket}'\n\
@@ -205,5 +206,89 @@ async fn containerd_holds_declared_images() {
     tokio::time::timeout(Duration::from_secs(60), ready)
         .await
         .expect("containerd never answered");
+    Some((running, socket))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_holds_declared_images() {
+    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let name = "containerd_holds_declared_images";
+    let Some((_containerd, socket)) = containerd(name, dir.path(), &hub).await else {
+        return;
+    };
     serves_the_agent(&socket, &hub).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_agent_of_a_runtime_follows_an_api_server() {
+    let name = "an_agent_of_a_runtime_follows_an_api_server";
+    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let Some(cluster) = Cluster::get(name) else {
+        return;
+    };
+    let Some((_containerd, socket)) = containerd(name, dir.path(), &hub).await else {
+        return;
+    };
+    install(cluster);
+    cluster.create_nodes(&[("runtime-1", &[("pool", "runtime")])]);
+    let (app, private) = (image(31), image(32));
+    hub.push("app", "1", &app);
+    hub.push("private", "1", &private);
+    hub.require("private", &["ann:pw"]);
+    let config = cluster.kubeconfig();
+    let mut node = Node::start(&[
+        "--images",
+        "runtime",
+        "--runtime-endpoint",
+        socket.to_str().unwrap(),
+        "--node-name",
+        "runtime-1",
+        "--kubeconfig",
+        config.to_str().unwrap(),
+    ]);
+    assert!(node.http("/readyz").contains("200 OK"));
+    let (app_name, private_name) = (hub.reference("app:1"), hub.reference("private:1"));
+    let uid = declare(cluster, "runtime", std::slice::from_ref(&app_name));
+    let held = [(app_name.clone(), app.digest())];
+    resolve(cluster, "runtime", "00000000000000dd", ALL, &held);
+    let ready = |report: &Value| reported(report, &uid)["state"] == "Ready";
+    let report = told(cluster, "runtime-1", ready).await;
+    assert_eq!(report["status"]["inventory"]["images"], 1);
+    let runtime = RuntimeImages::new(&socket, runtime::Metrics::default());
+    let shown = runtime.status(&app_name).await.unwrap().unwrap();
+    assert_eq!(shown.id, app.id());
+
+    // Killed, it goes on from what it wrote down, and pulls nothing again.
+    hub.take_log();
+    node.kill();
+    node.again();
+    node.until("held on", |status| {
+        status["api"]["synced"] == true && status["prepulls"][0]["state"] == "Ready"
+    })
+    .await;
+    assert_eq!(hub.take_log(), [""; 0]);
+
+    // What it may not have: the report says which and why, and the revision of before stays.
+    let both = [held[0].clone(), (private_name.clone(), private.digest())];
+    resolve(cluster, "runtime", "00000000000000ee", ALL, &both);
+    let report = told(cluster, "runtime-1", |report| {
+        reported(report, &uid)["state"] == "Failed"
+    })
+    .await;
+    let failure = &report["status"]["failures"][0];
+    assert_eq!(
+        (&failure["image"], &failure["reason"]),
+        (&json!(private_name), &json!("Unauthorized"))
+    );
+    assert_eq!(node.status()["prepulls"][0]["revision"], "00000000000000dd");
+    cluster
+        .kubectl(&["delete", "clusterimageprepull", "runtime"])
+        .ok();
+    node.until("released", |status| {
+        status["prepulls"].as_array().unwrap().is_empty()
+    })
+    .await;
+    assert!(runtime.status(&app_name).await.unwrap().is_some());
+    node.agent.take().unwrap().terminate();
+    cluster.delete_nodes(&["runtime-1"]);
 }

@@ -72,6 +72,7 @@ fn held(image: &ImageView) -> HeldImage {
         tags: image.repo_tags.clone(),
         digests: image.repo_digests.clone(),
         pinned: image.pinned,
+        staged: image.staged,
         size: image.size,
     }
 }

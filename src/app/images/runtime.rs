@@ -256,6 +256,8 @@ fn held(image: RuntimeImage) -> HeldImage {
         tags: image.repo_tags,
         digests: image.repo_digests,
         pinned: image.pinned,
+        // CRI has no such thing: what is held is shown.
+        staged: false,
         size: image.size,
     }
 }
@@ -334,6 +336,7 @@ mod tests {
             tags: owned(tags),
             digests: owned(digests),
             pinned: false,
+            staged: false,
             size: 1,
         }
     }

@@ -122,11 +122,11 @@ impl Hold {
     }
 }
 
-/// Decides. `complete` says whether a unit is held now.
+/// Decides. `complete` says whether a unit is held now as the terms ask for.
 pub(super) fn assign(
     seen: Seen<'_>,
     before: &[Hold],
-    complete: impl Fn(&Unit) -> bool,
+    complete: impl Fn(&Terms, &Unit) -> bool,
     now: Timestamp,
 ) -> Assignment {
     let mut holds: BTreeMap<&str, Hold> = before
@@ -235,11 +235,17 @@ fn release(hold: &mut Hold, why: Why, since: Timestamp) {
 }
 
 /// A complete next revision becomes the held one; a release that is due, or a hold of nothing, ends.
-fn settle(mut hold: Hold, complete: &impl Fn(&Unit) -> bool, now: Timestamp) -> Option<Hold> {
+fn settle(
+    mut hold: Hold,
+    complete: &impl Fn(&Terms, &Unit) -> bool,
+    now: Timestamp,
+) -> Option<Hold> {
     if hold.released_at().is_some_and(|end| end <= now) {
         return None;
     }
-    if let Some(next) = hold.next.take_if(|next| next.units.iter().all(complete)) {
+    let terms = &hold.terms;
+    let is_complete = |next: &mut HeldRevision| next.units.iter().all(|unit| complete(terms, unit));
+    if let Some(next) = hold.next.take_if(is_complete) {
         hold.held = Some(HeldRevision { since: now, ..next });
     }
     hold.working().is_some().then_some(hold)

@@ -81,7 +81,12 @@ impl World {
             prepulls: &self.prepulls,
             gone: &self.gone,
         };
-        let out = assign(seen, &self.holds, |unit| self.held.contains(unit), at(now));
+        let out = assign(
+            seen,
+            &self.holds,
+            |_, unit| self.held.contains(unit),
+            at(now),
+        );
         self.holds = out.holds.clone();
         out
     }
@@ -362,7 +367,7 @@ proptest! {
             let again = assign(
                 Seen { node: world.node.as_ref(), prepulls: &world.prepulls, gone: &world.gone },
                 &before,
-                |unit| world.held.contains(unit),
+                |_, unit| world.held.contains(unit),
                 at(now),
             );
             prop_assert_eq!(&out, &again);

@@ -16,7 +16,7 @@ use super::assign::{Assignment, Hold, Seen, assign};
 use super::inventory::{Inventory, PulledUnit, Pulls};
 use super::known::Known;
 use super::plan::{self, Plan, Work};
-use super::prepull::{Identity, Kind, Origin, Prepull, Unit};
+use super::prepull::{Identity, Kind, Origin, Prepull, Terms, Unit};
 use super::prune;
 use super::report::{self, Facts};
 use super::retry::{self, Attempts, Failures};
@@ -30,14 +30,13 @@ use crate::k8s::api::NodeImageCacheStatus;
 
 /// Between two looks at what is held, when nothing happens: images that a garbage collector took are pulled again.
 const LOOK: Duration = Duration::from_secs(15);
-/// Longest wait for all kinds before the first report.
-const SETTLE: Duration = Duration::from_secs(60);
+/// Longest wait for all kinds before the first report: many agents that start at once take a minute to begin.
+const SETTLE: Duration = Duration::from_secs(120);
 
 /// The agent.
 pub(super) struct Core {
     settings: Settings,
     api: Option<Api>,
-    /// When the API server is first asked.
     started: Instant,
     known: Known,
     assignment: Assignment,
@@ -74,9 +73,7 @@ impl Core {
         Core {
             share: retry::roll(),
             settings,
-            started: api
-                .as_ref()
-                .map_or_else(Instant::now, |api| api.following.begin),
+            started: Instant::now(),
             api,
             known: Known::default(),
             assignment: Assignment {
@@ -208,8 +205,9 @@ impl Core {
     fn assign(&mut self, now: Timestamp) {
         let inventory = self.inventory.as_ref();
         let pulls = &self.pulls;
-        let complete =
-            |unit: &Unit| inventory.is_some_and(|inventory| inventory.holds(unit, pulls));
+        let complete = |terms: &Terms, unit: &Unit| {
+            inventory.is_some_and(|inventory| inventory.holds(terms, unit, pulls))
+        };
         let of_api = |identity: &Identity| identity.origin == Origin::Api;
         let (api, files): (Vec<Hold>, Vec<Hold>) = self
             .assignment
@@ -391,7 +389,7 @@ impl Core {
             limits: self.settings.limits,
         };
         let (pulls, share) = (&self.pulls, self.share);
-        let held = |unit: &Unit| inventory.holds(unit, pulls);
+        let held = |terms: &Terms, unit: &Unit| inventory.holds(terms, unit, pulls);
         let stale = |hold: &Hold, unit: &Unit| {
             let pulled = pulls.get(unit).map_or(now, |pulled| pulled.at);
             plan::stale_at(hold, unit, pulled, share)

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use super::prepull::Unit;
+use super::prepull::{Terms, Unit};
 use super::seam::HeldImage;
 
 /// What a pull of a unit ended with. Kept over restarts.
@@ -24,6 +24,7 @@ pub(super) type Pulls = BTreeMap<Unit, PulledUnit>;
 #[derive(Clone, Debug, Default)]
 pub(super) struct Inventory {
     ids: BTreeSet<String>,
+    staged: BTreeSet<String>,
     tags: BTreeSet<String>,
     digests: BTreeMap<String, String>,
     /// Over sorted ids, names and pins.
@@ -46,6 +47,9 @@ impl Inventory {
             hasher.update(image.id.as_bytes());
             hasher.update(&[u8::from(image.pinned)]);
             out.ids.insert(image.id.clone());
+            if image.staged {
+                out.staged.insert(image.id.clone());
+            }
             for tag in &image.tags {
                 hasher.update(tag.as_bytes());
                 hasher.update(b"\n");
@@ -72,11 +76,22 @@ impl Inventory {
     }
 
     /// Whether a unit is held: its content, and, where it has a tag, some image under that tag. Which image that is
-    /// does not matter: a pod may have pulled a newer one, and taking the name back would start a quarrel.
-    pub(super) fn holds(&self, unit: &Unit, pulls: &Pulls) -> bool {
+    /// does not matter: a pod may have pulled a newer one, and taking the name back would start a quarrel. For terms
+    /// that show it to everybody it must not be one that others pulled for some only.
+    pub(super) fn holds(&self, terms: &Terms, unit: &Unit, pulls: &Pulls) -> bool {
         let Ok(parsed) = unit.parse() else {
             return false;
         };
+        if terms.node_wide && !self.staged.is_empty() {
+            let digest = parsed.digest.as_ref();
+            let id = pulls
+                .get(unit)
+                .map(|pulled| &pulled.id)
+                .or_else(|| self.digests.get(&parsed.reference.digested(digest?)));
+            if id.is_some_and(|id| self.staged.contains(id)) {
+                return false;
+            }
+        }
         let tagged = match parsed.reference.tagged() {
             Some(tag) => self.tags.contains(&tag),
             None => true,
@@ -120,26 +135,65 @@ mod tests {
             tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
             digests: digests.to_vec(),
             pinned: false,
+            staged: false,
             size: 1,
         };
         let digest = format!("r.io/app@{DIGEST}");
         let inventory = Inventory::new(&[image("sha256:1", &["r.io/app:1"], &[digest])]);
         let none = Pulls::new();
-        assert!(inventory.holds(&unit("r.io/app:1", DIGEST, ""), &none));
-        assert!(inventory.holds(&unit(&format!("r.io/app@{DIGEST}"), "", ""), &none));
-        assert!(inventory.holds(&unit("r.io/app:1", "", ""), &none));
-        assert!(!inventory.holds(&unit("r.io/app:2", DIGEST, ""), &none));
-        assert!(!inventory.holds(&unit("r.io/app:1", &DIGEST.replace('a', "b"), ""), &none));
-        assert!(!inventory.holds(&unit("NOT A NAME", "", ""), &none));
+        assert!(inventory.holds(&Terms::default(), &unit("r.io/app:1", DIGEST, ""), &none));
+        assert!(inventory.holds(
+            &Terms::default(),
+            &unit(&format!("r.io/app@{DIGEST}"), "", ""),
+            &none
+        ));
+        assert!(inventory.holds(&Terms::default(), &unit("r.io/app:1", "", ""), &none));
+        assert!(!inventory.holds(&Terms::default(), &unit("r.io/app:2", DIGEST, ""), &none));
+        assert!(!inventory.holds(
+            &Terms::default(),
+            &unit("r.io/app:1", &DIGEST.replace('a', "b"), ""),
+            &none
+        ));
+        assert!(!inventory.holds(&Terms::default(), &unit("NOT A NAME", "", ""), &none));
         // Of another platform: not known before it was pulled.
         let arm = unit("r.io/app:1", DIGEST, "linux/arm64");
-        assert!(!inventory.holds(&arm, &none));
+        assert!(!inventory.holds(&Terms::default(), &arm, &none));
         let pulled = |id: &str| PulledUnit {
             id: id.to_owned(),
             at: Timestamp::UNIX_EPOCH,
         };
-        assert!(inventory.holds(&arm, &Pulls::from([(arm.clone(), pulled("sha256:1"))])));
-        assert!(!inventory.holds(&arm, &Pulls::from([(arm.clone(), pulled("sha256:2"))])));
+        assert!(inventory.holds(
+            &Terms::default(),
+            &arm,
+            &Pulls::from([(arm.clone(), pulled("sha256:1"))])
+        ));
+        assert!(!inventory.holds(
+            &Terms::default(),
+            &arm,
+            &Pulls::from([(arm.clone(), pulled("sha256:2"))])
+        ));
+    }
+
+    #[test]
+    fn what_is_staged_is_not_held_for_everybody() {
+        let digested = unit("r.io/app:1", DIGEST, "");
+        let mut image = HeldImage {
+            id: "sha256:1".to_owned(),
+            tags: vec!["r.io/app:1".to_owned()],
+            digests: vec![format!("r.io/app@{DIGEST}")],
+            pinned: false,
+            staged: true,
+            size: 1,
+        };
+        let wide = Terms {
+            node_wide: true,
+            ..Terms::default()
+        };
+        let staged = Inventory::new(&[image.clone()]);
+        assert!(staged.holds(&Terms::default(), &digested, &Pulls::new()));
+        assert!(!staged.holds(&wide, &digested, &Pulls::new()));
+        image.staged = false;
+        assert!(Inventory::new(&[image]).holds(&wide, &digested, &Pulls::new()));
     }
 
     #[test]
@@ -149,6 +203,7 @@ mod tests {
             tags: Vec::new(),
             digests: Vec::new(),
             pinned,
+            staged: false,
             size: 1,
         };
         let (a, b) = (image("sha256:1", false), image("sha256:2", false));

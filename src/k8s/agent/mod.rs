@@ -33,7 +33,7 @@ mod writer;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use k8s_openapi::api::core::v1::Node;
 use kube::api::ListParams;
@@ -159,6 +159,7 @@ impl Agent {
     ) -> Self {
         let view = View {
             node: config.node.clone(),
+            api: connection.is_some().then(ApiView::default),
             ..View::default()
         };
         Agent {
@@ -233,13 +234,14 @@ impl Agent {
             None => (None, None),
             Some(connection) => {
                 let nodes = loaded.0.iter().map(|hold| hold.desired).max().unwrap_or(0);
+                let (begin, begun) = cell::channel(None);
                 let following = Following {
                     connection: connection.clone(),
                     nodes: Arc::new(AtomicU64::new(nodes)),
                     metrics: metrics.clone(),
-                    begin: Instant::now() + retry::start(nodes, retry::roll()),
+                    begin: begun,
                 };
-                let reports = start(&mut tasks, &following, &config.node, &to);
+                let reports = start(&mut tasks, &following, &config.node, &to, begin);
                 let secrets = Arc::new(secrets::Secrets::new(connection));
                 let api = Api { following, secrets };
                 (Some(api), Some(reports))
@@ -314,6 +316,7 @@ fn start(
     following: &Following,
     node: &str,
     to: &mpsc::Sender<Message>,
+    begin: cell::Sender<Option<Instant>>,
 ) -> cell::Sender<Arc<writer::Report>> {
     tasks.spawn(follow::<ClusterImagePrepull, _, _>(
         following.clone(),
@@ -355,7 +358,12 @@ fn start(
         Message::Node,
         to.clone(),
     ));
-    tasks.spawn(identify(following.clone(), node.to_owned(), to.clone()));
+    tasks.spawn(identify(
+        following.clone(),
+        node.to_owned(),
+        to.clone(),
+        begin,
+    ));
     let (reports, read) = cell::channel(Arc::new(writer::Report::default()));
     let writer = Writer {
         to: to.clone(),
@@ -368,23 +376,32 @@ fn start(
     reports
 }
 
-/// Asks once who this agent is for the API server, and how many nodes there are, as often as it takes to get an answer.
-async fn identify(following: Following, node: String, to: mpsc::Sender<Message>) {
+/// Asks how many nodes there are, which says when to begin, and then who this agent is for the API server, as often as it
+/// takes to get an answer.
+async fn identify(
+    following: Following,
+    node: String,
+    to: mpsc::Sender<Message>,
+    begin: cell::Sender<Option<Instant>>,
+) {
+    let counted = async { count_nodes(&following.connection.client().await?).await };
+    match timeout(REQUEST_TIMEOUT, counted).await {
+        Ok(Ok(nodes)) => {
+            following.nodes.fetch_max(nodes, Ordering::Relaxed);
+            let _ = to.send(Message::Nodes(nodes)).await;
+        }
+        // What the last run knew has to do; the watches say what is wrong.
+        Ok(Err(error)) => tracing::debug!(err = %error, "Nodes were not counted"),
+        Err(_) => tracing::debug!("Nodes were not counted in time"),
+    }
+    let nodes = following.nodes.load(Ordering::Relaxed);
+    begin.send_replace(Some(Instant::now() + retry::start(nodes, retry::roll())));
+    following.begun().await;
     let mut attempt = 0;
-    sleep_until(following.begin).await;
     loop {
-        let asked = async {
-            let client = following.connection.client().await?;
-            Ok((Identity::ask(&client).await?, count_nodes(&client).await))
-        };
+        let asked = async { Identity::ask(&following.connection.client().await?).await };
         let trouble = match timeout(REQUEST_TIMEOUT, asked).await {
-            Ok(Ok((identity, nodes))) => {
-                match nodes {
-                    Ok(nodes) => {
-                        let _ = to.send(Message::Nodes(nodes)).await;
-                    }
-                    Err(error) => tracing::debug!(err = %error, "Nodes were not counted"),
-                }
+            Ok(Ok(identity)) => {
                 let fault = identity.fault(&node);
                 match &fault {
                     // A person's kubeconfig is fine where no admission policy asks for more.
@@ -407,7 +424,7 @@ async fn identify(following: Following, node: String, to: mpsc::Sender<Message>)
             let _ = following.connection.renew().await;
         }
         attempt += 1;
-        let nodes = following.nodes.load(std::sync::atomic::Ordering::Relaxed);
+        let nodes = following.nodes.load(Ordering::Relaxed);
         let overloaded = trouble == Trouble::Overloaded;
         let pause = retry::reconnect(attempt, nodes, overloaded, retry::roll());
         tokio::select! {

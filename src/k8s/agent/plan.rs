@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::Timestamp;
 
 use super::assign::Hold;
-use super::prepull::{Unit, later};
+use super::prepull::{Terms, Unit, later};
 use super::retry::Failures;
 use crate::k8s::api::{Opening, SecretRef};
 
@@ -70,10 +70,10 @@ struct Wanted<'a> {
     missing: bool,
 }
 
-/// Plans. `held` says whether a unit is held, `stale` when a held one is to be pulled again.
+/// Plans. `held` says whether a unit is held as the terms ask for, `stale` when a held one is to be pulled again.
 pub(super) fn plan(
     work: Work<'_>,
-    held: impl Fn(&Unit) -> bool,
+    held: impl Fn(&Terms, &Unit) -> bool,
     stale: impl Fn(&Hold, &Unit) -> Option<Timestamp>,
     now: Timestamp,
 ) -> Plan {
@@ -90,7 +90,7 @@ pub(super) fn plan(
         }
         let opening = hold.terms.window.map(|window| window.opening(now));
         for unit in hold.wanted() {
-            let is_held = held(unit);
+            let is_held = held(&hold.terms, unit);
             let again = stale(hold, unit).filter(|_| is_held);
             if let Some(at) = again {
                 wake(at);

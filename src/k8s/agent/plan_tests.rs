@@ -71,7 +71,7 @@ impl Node {
             running: &self.running,
             limits: LIMITS,
         };
-        plan(work, |unit| self.held.contains(unit), |_, _| None, now())
+        plan(work, |_, unit| self.held.contains(unit), |_, _| None, now())
     }
 
     fn started(&self) -> Vec<String> {
@@ -226,7 +226,7 @@ proptest! {
         let failures = Failures::new();
         let limits = Limits { per_node, per_registry };
         let work = Work { holds: &holds, failures: &failures, running: &running, limits };
-        let plan = plan(work, |_| false, |_, _| None, now());
+        let plan = plan(work, |_, _| false, |_, _| None, now());
         let going: Vec<&Unit> = running
             .iter()
             .filter(|unit| !plan.cancel.contains(unit))

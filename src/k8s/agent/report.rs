@@ -84,9 +84,10 @@ pub(super) struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    fn holds(&self, unit: &Unit) -> bool {
+    /// Whether a unit is held as a hold asks for.
+    pub(super) fn holds(&self, hold: &Hold, unit: &Unit) -> bool {
         self.inventory
-            .is_some_and(|inventory| inventory.holds(unit, self.pulls))
+            .is_some_and(|inventory| inventory.holds(&hold.terms, unit, self.pulls))
     }
 
     /// How far a hold is. Failed means that everything missing was tried as often as it is worth.
@@ -107,7 +108,7 @@ impl Facts<'_> {
         let missing: Vec<&Unit> = revision
             .units
             .iter()
-            .filter(|unit| !self.holds(unit))
+            .filter(|unit| !self.holds(hold, unit))
             .collect();
         let ready = total - missing.len();
         let failures = |unit: &&Unit| self.work.failures.get(*unit);
@@ -151,7 +152,7 @@ impl Facts<'_> {
                 let failures = self.work.failures.get(unit);
                 *match () {
                     () if retained => &mut counts.retained,
-                    () if self.holds(unit) => &mut counts.ready,
+                    () if self.holds(hold, unit) => &mut counts.ready,
                     () if failures.is_some_and(Attempts::exhausted) => &mut counts.failed,
                     () if self.work.running.contains(unit) => &mut counts.pulling,
                     () => &mut counts.pending,
@@ -228,10 +229,13 @@ pub(super) fn report(
 /// Images that failed, those that were given up first. A single failure that the next attempt may mend is not told.
 fn failures(facts: &Facts<'_>, live: &[&Hold]) -> Vec<ImageFailure> {
     let mut told: BTreeSet<(bool, &Unit)> = BTreeSet::new();
-    for unit in live.iter().flat_map(|hold| hold.wanted()) {
+    let wanted = live
+        .iter()
+        .flat_map(|hold| hold.wanted().iter().map(move |unit| (hold, unit)));
+    for (hold, unit) in wanted {
         if let Some(attempts) = facts.work.failures.get(unit)
             && (attempts.failures > 1 || attempts.exhausted())
-            && !facts.holds(unit)
+            && !facts.holds(hold, unit)
         {
             told.insert((!attempts.exhausted(), unit));
         }

@@ -80,6 +80,7 @@ impl Node {
                 tags: vec![format!("r.io/{image}:1")],
                 digests: vec![format!("r.io/{image}@{DIGEST}")],
                 pinned: false,
+                staged: false,
                 size: 1,
             })
             .collect();

@@ -97,6 +97,8 @@ pub struct HeldImage {
     pub digests: Vec<String>,
     /// Reported as pinned.
     pub pinned: bool,
+    /// Pulled with a pull secret, and shown to nobody who has not proven that he may have it.
+    pub staged: bool,
     /// Bytes, as the holder counts them.
     pub size: u64,
 }

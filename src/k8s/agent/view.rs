@@ -174,15 +174,13 @@ fn held(hold: &Hold, facts: &Facts<'_>, now: Timestamp) -> PrepullView {
         images: units
             .unwrap_or_default()
             .iter()
-            .map(|unit| image(unit, facts))
+            .map(|unit| image(hold, unit, facts))
             .collect(),
     }
 }
 
-fn image(unit: &Unit, facts: &Facts<'_>) -> ImageView {
-    let held = facts
-        .inventory
-        .is_some_and(|inventory| inventory.holds(unit, facts.pulls));
+fn image(hold: &Hold, unit: &Unit, facts: &Facts<'_>) -> ImageView {
+    let held = facts.holds(hold, unit);
     let failures = facts.work.failures.get(unit).filter(|_| !held);
     let running = facts.work.running.contains(unit);
     ImageView {

@@ -16,7 +16,7 @@ use kube::api::{Api, ListParams, Resource, VersionMatch, WatchEvent, WatchParams
 use kube::core::DeserializeGuard;
 use kube::core::response::Status;
 use serde::de::DeserializeOwned;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch as cell};
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::metrics::Metrics;
@@ -200,8 +200,24 @@ pub(super) struct Following {
     pub(super) nodes: Arc<AtomicU64>,
     /// Counters.
     pub(super) metrics: Metrics,
-    /// No request before: all nodes may have started at the same moment.
-    pub(super) begin: Instant,
+    /// When to begin, once that is known: all nodes may have started at the same moment.
+    pub(super) begin: cell::Receiver<Option<Instant>>,
+}
+
+impl Following {
+    /// Returns when it is time to begin.
+    pub(super) async fn begun(&self) {
+        let mut begin = self.begin.clone();
+        // Who was to say so is gone: it may be any time.
+        let at = begin
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|at| *at);
+        if let Some(at) = at {
+            sleep_until(at).await;
+        }
+    }
 }
 
 /// One kind to follow.
@@ -250,7 +266,7 @@ pub(super) async fn follow<K, T, M>(
         attempt: 0,
         version: "0".to_owned(),
     };
-    sleep_until(watch.following.begin).await;
+    watch.following.begun().await;
     while watch.list().await {
         let mut starts = 0;
         loop {

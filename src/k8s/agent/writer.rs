@@ -10,8 +10,9 @@ use std::time::Duration;
 use http::header::{ACCEPT, HeaderValue};
 use k8s_openapi::api::core::v1::Node;
 use kube::ResourceExt;
-use kube::api::{Api, Patch, PatchParams, Resource};
+use kube::api::{Api, GetParams, Patch, PatchParams, Resource};
 use kube::core::{PartialObjectMeta, Request};
+use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -28,6 +29,10 @@ use crate::k8s::connect::{Connection, REQUEST_TIMEOUT};
 const REFRESH: Duration = Duration::from_secs(11 * 3600);
 /// and up to this much more.
 const REFRESH_SPREAD: Duration = Duration::from_secs(2 * 3600);
+/// Whether somebody else wrote the object is looked at after this: a read from the API server's memory,
+const VERIFY: Duration = Duration::from_secs(600);
+/// and up to this much later.
+const VERIFY_SPREAD: Duration = Duration::from_secs(600);
 /// The answer without the object: a fifth of the bytes.
 const METADATA_ONLY: HeaderValue = HeaderValue::from_static(
     "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
@@ -94,6 +99,10 @@ struct Written {
     /// Nodes of each prepull in it: one that is released is spread over them too.
     desired: BTreeMap<String, u64>,
     refresh: Instant,
+    /// `metadata.resourceVersion` after it was written.
+    version: String,
+    /// When to see whether somebody else wrote it since.
+    verify: Instant,
 }
 
 impl Writer {
@@ -165,13 +174,11 @@ impl Writer {
             match change {
                 // What was new is as before again.
                 None if failures == 0 => due = None,
-                Some(news) if failures == 0 => {
-                    // What ended is told sooner than what merely began.
-                    if due.is_none() || begun && !news.begun {
-                        let drawn = retry::due(news, last, Instant::now(), retry::roll());
-                        due = Some(due.map_or(drawn, |due| due.min(drawn)));
-                        begun = news.begun;
-                    }
+                // What ended is told sooner than what merely began.
+                Some(news) if failures == 0 && (due.is_none() || begun && !news.begun) => {
+                    let drawn = retry::due(news, last, Instant::now(), retry::roll());
+                    due = Some(due.map_or(drawn, |due| due.min(drawn)));
+                    begun = news.begun;
                 }
                 _ => {}
             }
@@ -179,7 +186,7 @@ impl Writer {
                 written
                     .as_ref()
                     .filter(|_| gone.is_none())
-                    .map(|written| written.refresh)
+                    .map(|written| written.refresh.min(written.verify))
             });
             let now_due = tokio::select! {
                 changed = reports.changed() => match changed {
@@ -189,6 +196,12 @@ impl Writer {
                 () = at(wake) => due.is_some_and(|due| due <= Instant::now()),
             };
             if !now_due {
+                if let Some(written) = &mut written
+                    && due.is_none()
+                    && written.verify <= Instant::now()
+                {
+                    self.verify(written).await;
+                }
                 continue;
             }
             let report = reports.borrow_and_update().clone();
@@ -266,6 +279,7 @@ impl Writer {
             .first()
             .map(|owner| owner.uid.clone())
             .unwrap_or_default();
+        let version = object.resource_version().unwrap_or_default();
         let Some(status) = object
             .status
             .filter(|_| report.node_uid.as_ref() == Some(&owner))
@@ -278,6 +292,8 @@ impl Writer {
             essence: Essence::of(&status),
             desired: report.desired.clone(),
             refresh: refresh(),
+            version,
+            verify: verify(),
         });
         // The next report is made with its transition times, and decides.
         let _ = self.to.send(Message::Reported(status)).await;
@@ -292,22 +308,47 @@ impl Writer {
         if written.as_ref().is_none_or(|written| written.owner != *uid) {
             self.own(uid).await?;
         }
-        match self.apply_status(&report.status).await {
+        let version = match self.apply_status(&report.status).await {
             Err(Fault::Api(Trouble::KindMissing, _)) => {
                 // Of the object, or of the kind: making it tells.
                 self.own(uid).await?;
-                self.apply_status(&report.status).await?;
+                self.apply_status(&report.status).await?
             }
             other => other?,
-        }
+        };
         self.metrics.written("written");
         *written = Some(Written {
             owner: uid.clone(),
             essence: Essence::of(&report.status),
             desired: report.desired.clone(),
             refresh: refresh(),
+            version,
+            verify: verify(),
         });
         Ok(true)
+    }
+
+    /// Looks whether the object is as it was written; if it is not, the next report is news.
+    async fn verify(&self, written: &mut Written) {
+        written.verify = verify();
+        let params = GetParams::at("0");
+        let asked = async {
+            let client = self.connection.client().await?;
+            let api: Api<NodeImageCache> = Api::all(client);
+            api.get_metadata_with(&self.node, &params).await
+        };
+        let changed = match timeout(REQUEST_TIMEOUT, asked).await {
+            Ok(Ok(found)) => found.resource_version().as_ref() != Some(&written.version),
+            Ok(Err(kube::Error::Api(status))) => status.code == 404,
+            Ok(Err(_)) | Err(_) => false,
+        };
+        if changed {
+            tracing::info!(
+                node = self.node,
+                "NodeImageCache was changed by somebody else; it is written again"
+            );
+            written.essence = Essence::default();
+        }
     }
 
     /// Makes the object, owned by the Node; first of all the Node must still be the one that was seen.
@@ -322,7 +363,7 @@ impl Writer {
         if node.and_then(|node| node.uid()).as_deref() != Some(uid) {
             return Err(Fault::NodeGone);
         }
-        self.apply(None, &self.object(uid), false).await
+        self.apply(None, &self.object(uid), false).await.map(drop)
     }
 
     /// Without its status.
@@ -339,7 +380,8 @@ impl Writer {
         })
     }
 
-    async fn apply_status(&self, status: &NodeImageCacheStatus) -> Result<(), Fault> {
+    /// The answer is the object's new version.
+    async fn apply_status(&self, status: &NodeImageCacheStatus) -> Result<String, Fault> {
         let object = json!({
             "apiVersion": NodeImageCache::api_version(&()),
             "kind": NodeImageCache::kind(&()),
@@ -354,7 +396,7 @@ impl Writer {
         part: Option<&str>,
         object: &serde_json::Value,
         dry_run: bool,
-    ) -> Result<(), Fault> {
+    ) -> Result<String, Fault> {
         let params = PatchParams {
             dry_run,
             ..PatchParams::apply(AGENT_MANAGER).force()
@@ -375,11 +417,29 @@ impl Writer {
         let client = self.client().await?;
         let sent = client.request_text(request);
         match timeout(REQUEST_TIMEOUT, sent).await {
-            Ok(Ok(_)) => Ok(()),
+            Ok(Ok(text)) => {
+                let answer = serde_json::from_str::<Answer>(&text);
+                Ok(
+                    answer
+                        .map_or_else(|_| String::new(), |answer| answer.metadata.resource_version),
+                )
+            }
             Ok(Err(error)) => Err(Fault::of(&error)),
             Err(_) => Err(timed_out()),
         }
     }
+}
+
+#[derive(Deserialize)]
+struct Answer {
+    metadata: AnswerMetadata,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AnswerMetadata {
+    #[serde(default)]
+    resource_version: String,
 }
 
 fn timed_out() -> Fault {
@@ -391,6 +451,10 @@ fn timed_out() -> Fault {
 
 fn refresh() -> Instant {
     Instant::now() + REFRESH + REFRESH_SPREAD.mul_f64(retry::roll())
+}
+
+fn verify() -> Instant {
+    Instant::now() + VERIFY + VERIFY_SPREAD.mul_f64(retry::roll())
 }
 
 async fn at(instant: Option<Instant>) {

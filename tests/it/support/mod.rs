@@ -4,6 +4,7 @@ pub(crate) mod build;
 pub(crate) mod cluster;
 pub(crate) mod fleet;
 pub(crate) mod hub;
+pub(crate) mod node;
 pub(crate) mod process;
 pub(crate) mod proxy;
 

@@ -93,6 +93,11 @@ impl Gate {
         waiting.wait_for(|waiting| *waiting == 0).await.unwrap();
     }
 
+    /// Requests that stand there.
+    pub(crate) fn waiting(&self) -> usize {
+        *self.waiting.borrow()
+    }
+
     pub(crate) fn open(&self) {
         self.open.send_replace(true);
     }
