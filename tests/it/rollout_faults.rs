@@ -113,8 +113,17 @@ async fn an_installation_that_is_taken_away_leaves_the_images() {
     cluster.kill("apiserver");
     cluster.start_part("apiserver");
     cluster.kubectl(&["annotate", "cipp", "taken", "a=b"]).ok();
-    node.until("followed again", |status| status["api"]["synced"] == true)
-        .await;
+    let expired = || {
+        let metrics = node.http("/metrics");
+        let mut restarts = metrics
+            .lines()
+            .filter(|line| line.starts_with("larder_watch_restarts_total"));
+        restarts.any(|line| line.contains("clusterimageprepulls") && line.contains("Expired"))
+    };
+    node.until("listed again", |status| {
+        status["api"]["synced"] == true && expired()
+    })
+    .await;
 
     // The Node is made anew under the same name: old tokens end with the old one, and a new one is read from the file.
     cluster.delete_nodes(&[name]);
@@ -182,8 +191,9 @@ async fn what_slips_through_the_schema_is_told_in_its_own_status() {
     // A kind that anything is let into.
     let mut kind = cluster.json(&["get", "crd", "clusterimageprepulls.larder.dev"]);
     let schema = &mut kind["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
-    schema["properties"]["spec"] =
-        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    schema["properties"]["spec"] = json!({
+        "type": "object", "x-kubernetes-preserve-unknown-fields": true,
+        "properties": {"mode": {"type": "string"}}});
     let patch = json!([{"op": "replace", "path": "/spec/versions/0/schema/openAPIV3Schema", "value": schema}]);
     let flags = [
         "patch",

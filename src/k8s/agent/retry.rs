@@ -29,6 +29,10 @@ const RECONNECTS_PER_SECOND: u64 = 50;
 /// Writes of all nodes together. Times are drawn, so the busiest second has more: 30 keep it below 50, for 5,000 nodes
 /// as for 100 (three times the root above the mean).
 const WRITES_PER_SECOND: u64 = 30;
+/// Reads of reports by all nodes together.
+const LOOKS_PER_SECOND: u64 = 5;
+/// Longest pause of a node between two of them, where there are few nodes.
+const LOOKS_OF_FEW: Duration = Duration::from_secs(10);
 /// The least that writes are spread over.
 const SHORTEST_SPREAD: Duration = Duration::from_secs(1);
 
@@ -127,6 +131,14 @@ pub(super) fn start(nodes: u64, roll: f64) -> Duration {
     spread.mul_f64(roll.clamp(0.0, 1.0))
 }
 
+/// Pause before a node looks again whether its report is as it wrote it: 5 to 10 s for a few nodes, and for many so much
+/// longer that all together read 5 to 10 a second, from the API server's memory.
+pub(super) fn look_again(nodes: u64, roll: f64) -> Duration {
+    over(nodes, LOOKS_PER_SECOND)
+        .max(LOOKS_OF_FEW)
+        .mul_f64(0.5 + 0.5 * roll.clamp(0.0, 1.0))
+}
+
 fn over(nodes: u64, per_second: u64) -> Duration {
     Duration::from_millis(nodes.saturating_mul(1000) / per_second.max(1))
 }
@@ -220,6 +232,8 @@ mod tests {
         }
         assert_eq!(start(5000, 0.5), Duration::from_secs(30));
         assert_eq!(start(50, 0.5), Duration::ZERO);
+        assert_eq!(look_again(3, 0.0), Duration::from_secs(5));
+        assert_eq!(look_again(5000, 1.0), Duration::from_secs(1000));
         assert!((0..1000).all(|_| (0.0..1.0).contains(&roll())));
     }
 

@@ -29,10 +29,6 @@ use crate::k8s::connect::{Connection, REQUEST_TIMEOUT};
 const REFRESH: Duration = Duration::from_secs(11 * 3600);
 /// and up to this much more.
 const REFRESH_SPREAD: Duration = Duration::from_secs(2 * 3600);
-/// Whether somebody else wrote the object is looked at after this: a read from the API server's memory,
-const VERIFY: Duration = Duration::from_secs(600);
-/// and up to this much later.
-const VERIFY_SPREAD: Duration = Duration::from_secs(600);
 /// The answer without the object: a fifth of the bytes.
 const METADATA_ONLY: HeaderValue = HeaderValue::from_static(
     "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1,application/json",
@@ -125,6 +121,11 @@ impl Writer {
     /// Nodes that may have news at the same moment as this one.
     fn everybody(&self) -> u64 {
         self.nodes.load(Ordering::Relaxed)
+    }
+
+    /// When to look next whether somebody else wrote the object.
+    fn verify_at(&self) -> Instant {
+        Instant::now() + retry::look_again(self.everybody(), retry::roll())
     }
 
     /// Tells why the API server does not let this agent write, once, and that it does again.
@@ -293,7 +294,7 @@ impl Writer {
             desired: report.desired.clone(),
             refresh: refresh(),
             version,
-            verify: verify(),
+            verify: self.verify_at(),
         });
         // The next report is made with its transition times, and decides.
         let _ = self.to.send(Message::Reported(status)).await;
@@ -323,14 +324,14 @@ impl Writer {
             desired: report.desired.clone(),
             refresh: refresh(),
             version,
-            verify: verify(),
+            verify: self.verify_at(),
         });
         Ok(true)
     }
 
     /// Looks whether the object is as it was written; if it is not, the next report is news.
     async fn verify(&self, written: &mut Written) {
-        written.verify = verify();
+        written.verify = self.verify_at();
         let params = GetParams::at("0");
         let asked = async {
             let client = self.connection.client().await?;
@@ -451,10 +452,6 @@ fn timed_out() -> Fault {
 
 fn refresh() -> Instant {
     Instant::now() + REFRESH + REFRESH_SPREAD.mul_f64(retry::roll())
-}
-
-fn verify() -> Instant {
-    Instant::now() + VERIFY + VERIFY_SPREAD.mul_f64(retry::roll())
 }
 
 async fn at(instant: Option<Instant>) {
