@@ -16,8 +16,7 @@ use super::retry::{Attempts, News};
 use super::seam::Figures;
 use crate::k8s::api::{
     self, HeldPrepull, HoldState, ImageFailure, MAX_REPORTED, NodeImageCacheStatus, PruneReport,
-    StoreFigures,
-    condition, reason,
+    StoreFigures, condition, reason,
 };
 
 /// Failures that a report lists.
@@ -451,16 +450,18 @@ impl Essence {
             state == Some(HoldState::Pending)
         };
         // Conditions and failing images go along with what they are about.
-        Some(match changed.iter().chain(&pruned).map(|uid| of(uid)).max() {
-            Some(nodes) if self.version == new.version => News {
-                nodes,
-                begun: pruned.is_empty() && changed.iter().all(works),
+        Some(
+            match changed.iter().chain(&pruned).map(|uid| of(uid)).max() {
+                Some(nodes) if self.version == new.version => News {
+                    nodes,
+                    begun: pruned.is_empty() && changed.iter().all(works),
+                },
+                _ => News {
+                    nodes: everybody,
+                    begun: false,
+                },
             },
-            _ => News {
-                nodes: everybody,
-                begun: false,
-            },
-        })
+        )
     }
 }
 

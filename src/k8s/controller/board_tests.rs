@@ -415,7 +415,7 @@ fn five_hundred_prepulls_at_once_cost_few_lookups_and_bounded_writes() {
     for number in 0..500 {
         world.apply(&format!("p{number}"), spec(&["app:1"], json!("100%")));
     }
-    world.pass(SECOND * 60);
+    world.pass(SECOND * 90);
     assert_eq!(world.asked, 1);
     assert!((0..500).all(|number| world.working(&format!("p{number}")).len() == 20));
     assert!(world.writes.len() <= 1500, "{}", world.writes.len());
