@@ -26,5 +26,24 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .skip_debug(["larder.v1.Credentials", "runtime.v1.AuthConfig"])
             .compile_fds(descriptors)?;
     }
+    // One run for all that share messages. Only what is served needs its descriptors later.
+    let served = "containerd/services/snapshots/v1/snapshots.proto";
+    let snapshots = protox::compile([served], ["proto"])?;
+    fs::write(
+        out.join("containerd.services.snapshots.v1.bin"),
+        snapshots.encode_to_vec(),
+    )?;
+    let descriptors = protox::compile(
+        [
+            served,
+            "containerd/services/content/v1/content.proto",
+            "containerd/services/events/v1/events.proto",
+            "containerd/services/images/v1/images.proto",
+            "containerd/services/leases/v1/leases.proto",
+            "containerd/events/image.proto",
+        ],
+        ["proto"],
+    )?;
+    tonic_prost_build::configure().compile_fds(descriptors)?;
     Ok(())
 }

@@ -16,5 +16,6 @@ pub mod lifecycle;
 pub mod prune;
 pub mod registry;
 pub mod runtime;
+pub mod snapshotter;
 pub mod store;
 pub mod telemetry;

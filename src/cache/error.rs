@@ -75,6 +75,14 @@ pub enum Error {
         /// What was pulled.
         reference: String,
     },
+    /// The container runtime was not told of an image.
+    #[error("{image} is in the cache, and not usable by containers: {cause}")]
+    Runtime {
+        /// Which.
+        image: String,
+        /// Why not.
+        cause: String,
+    },
     /// The machine could not do its part: no thread to be had, or a thread that ended without a result.
     #[error("{subject}: {cause}")]
     Internal {
@@ -161,12 +169,18 @@ impl Error {
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Cancelled { .. } => ErrorKind::Cancelled,
             Error::Internal { .. } => ErrorKind::Internal,
+            Error::Runtime { .. } => ErrorKind::Unsupported,
         }
     }
 
     /// True where the same pull may succeed later without a change.
     pub fn is_transient(&self) -> bool {
         matches!(self, Error::Registry { source, .. } if source.is_transient())
+    }
+
+    /// What kind of failure of the store this is.
+    pub(super) fn of_store(error: &store::Error) -> ErrorKind {
+        of_store(error)
     }
 
     pub(super) fn store(subject: impl Into<String>, source: store::Error) -> Self {

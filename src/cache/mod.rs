@@ -12,7 +12,9 @@ mod metrics;
 mod names;
 mod pull;
 mod request;
+mod settle;
 mod shown;
+mod snapshots;
 mod threads;
 mod view;
 
@@ -38,14 +40,19 @@ use threads::Threads;
 use view::Marks;
 
 pub use crate::registry::{Credentials, Secret};
-pub use crate::store::{Damage, FsckReport, LayerRef, Removed, Usage};
+pub use crate::store::{
+    Damage, FsckReport, LayerRef, NewSnapshot, Removed, SnapshotError, SnapshotInfo, SnapshotKind,
+    SnapshotMount, SnapshotUsage, Usage,
+};
 pub use declared::Declaration;
 pub use error::{Error, ErrorKind};
 pub use inspect::{ImageDetails, LayerView};
 pub use metrics::Metrics;
 pub use pull::Pull;
 pub use request::{Background, Priority, PullRequest, Traffic, Visibility};
+pub use settle::{Settle, Settled};
 pub use shown::Shown;
+pub use snapshots::{Failure as SnapshotFailure, Snapshots};
 
 /// Pulls under way at once; more wait for their turn. Each holds a manifest and an index, 4 MiB each at most.
 const MAX_PULLS: usize = 64;
@@ -201,6 +208,8 @@ struct Inner {
     pulls: Semaphore,
     background_pulls: Semaphore,
     parked: Parked<pull::Key>,
+    /// Makes the container runtime know what is here.
+    settle: settle::Hook,
     /// Verification reads everything: one at a time.
     fsck: tokio::sync::Mutex<()>,
     /// The last verification found damage that is still there.
@@ -245,6 +254,7 @@ impl Cache {
             pulls: Semaphore::new(MAX_PULLS),
             background_pulls: Semaphore::new(MAX_BACKGROUND_PULLS),
             parked: Parked::new(tracker.clone(), handle.clone(), shutdown.clone()),
+            settle: settle::Hook::default(),
             fsck: tokio::sync::Mutex::new(()),
             damaged: AtomicBool::new(false),
             config,
@@ -296,6 +306,8 @@ impl Cache {
             .write()
             .unwrap_or_else(PoisonError::into_inner);
         *slot = declared;
+        drop(slot);
+        self.inner.store.changed();
     }
 
     /// The declarations of an image; none where nobody declares it.
@@ -344,13 +356,20 @@ impl Cache {
         };
         let began = std::time::Instant::now();
         let id = image.record.id.clone();
+        let before = self.usage().stored_bytes;
         let inner = self.inner.clone();
         let done = self.inner.threads.block(name, move || {
             drop(inner.parked.take_all());
             inner.store.remove_image(&id)
         });
-        let removed = done.await?.map_err(|error| Error::store(name, error))?;
-        if let Some(removed) = &removed {
+        let mut removed = done.await?.map_err(|error| Error::store(name, error))?;
+        if let Some(removed) = &mut removed {
+            // Layers that the runtime knew as parts of this image go only when it has forgotten it.
+            if let Err(error) = self.settle(&image.record.id).await {
+                tracing::warn!(err = %error, "The container runtime has not forgotten a removed image yet");
+            }
+            let freed = before.saturating_sub(self.usage().stored_bytes);
+            removed.freed_bytes = removed.freed_bytes.max(freed);
             self.inner.metrics.image_removed();
             tracing::info!(
                 reference = name,

@@ -32,6 +32,9 @@ pub(super) async fn handle(
     });
     // A caller that goes away drops this future; the cache lets the work go on for a while, so a retry joins it.
     let pulled = pull.wait().await.map_err(|error| status::of(&error))?;
+    // The kubelet makes a container of it at once.
+    let settled = service.cache.settle(&pulled.image.id).await;
+    settled.map_err(|error| status::of(&error))?;
     Ok(PullImageResponse {
         image_ref: pulled.image.id.to_string(),
     })

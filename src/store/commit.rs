@@ -106,6 +106,10 @@ impl Store {
         );
         lease.hold(&mut inner.state(), &id);
         inner.apply(changes).map_err(give_up)?;
+        // What is mounted of the damaged one stays with those who use it; others get the new one.
+        if replaced.is_some() {
+            inner.unmount_layer(&id);
+        }
         // They were hashed a moment ago.
         if let Some(stamp) = inner.stamp(&id) {
             inner.state().verified.insert(id.clone(), stamp);

@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use redb::{
     Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
+    TableHandle,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -20,6 +21,7 @@ const NAMES: TableDefinition<&str, &[u8]> = TableDefinition::new("names");
 const LAYERS: TableDefinition<&str, &[u8]> = TableDefinition::new("layers");
 const BLOBS: TableDefinition<&str, &[u8]> = TableDefinition::new("blobs");
 const MOUNTS: TableDefinition<&str, &[u8]> = TableDefinition::new("mounts");
+const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots");
 const SEGMENTS: TableDefinition<u32, u64> = TableDefinition::new("segments");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const NEXT_SEGMENT: &str = "next-segment";
@@ -167,6 +169,10 @@ impl Db {
         for (target, row) in rows(&transaction, MOUNTS)? {
             records.mounts.insert(target.into(), row);
         }
+        // A root from before there were snapshots has no such table until the next transaction.
+        if has_table(&transaction, SNAPSHOTS)? {
+            records.snapshots = rows(&transaction, SNAPSHOTS)?.into_iter().collect();
+        }
         let segments = transaction.open_table(SEGMENTS).map_err(text)?;
         for row in segments.iter().map_err(text)? {
             let (segment, len) = row.map_err(text)?;
@@ -221,6 +227,7 @@ fn write<'a>(
         let mut layers = transaction.open_table(LAYERS)?;
         let mut blobs = transaction.open_table(BLOBS)?;
         let mut mounts = transaction.open_table(MOUNTS)?;
+        let mut snapshots = transaction.open_table(SNAPSHOTS)?;
         let mut segments = transaction.open_table(SEGMENTS)?;
         let mut counters = transaction.open_table(COUNTERS)?;
         for change in changes {
@@ -268,11 +275,25 @@ fn write<'a>(
                 Change::DeleteMount(target) => {
                     mounts.remove(&*target.to_string_lossy())?;
                 }
+                Change::PutSnapshot(name, row) => {
+                    snapshots.insert(&**name, &*json(row).map_err(Failure::Other)?)?;
+                }
+                Change::DeleteSnapshot(name) => {
+                    snapshots.remove(&**name)?;
+                }
             }
         }
     }
     transaction.commit()?;
     Ok(())
+}
+
+fn has_table(
+    transaction: &redb::ReadTransaction,
+    table: TableDefinition<&str, &[u8]>,
+) -> Result<bool, String> {
+    let mut tables = transaction.list_tables().map_err(text)?;
+    Ok(tables.any(|known| known.name() == table.name()))
 }
 
 fn rows<T: DeserializeOwned>(

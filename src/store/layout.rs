@@ -2,7 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
 use crate::image::{DiffId, Digest};
+
+/// Bytes of a layer's hash that name its mount point: enough that no two layers share one, and so few that the options
+/// of an overlay of 130 layers fit into the page that mount(2) takes.
+const MOUNT_NAME: usize = 15;
 
 /// Below `mounts/`.
 pub(super) const EMPTY: &str = "empty";
@@ -65,7 +72,12 @@ impl Layout {
         self.root.join("mounts")
     }
     pub(super) fn mount(&self, layer: &DiffId) -> PathBuf {
-        self.mounts().join(layer.0.hex())
+        self.mounts().join(Self::mount_name(layer))
+    }
+    /// Of a layer's mount point, below `mounts/`.
+    pub(super) fn mount_name(layer: &DiffId) -> String {
+        let bytes = hex::decode(layer.0.hex()).unwrap_or_default();
+        URL_SAFE_NO_PAD.encode(bytes.get(..MOUNT_NAME).unwrap_or(&bytes))
     }
     /// Where the image of attributes of a stack of layers is mounted.
     pub(super) fn fixup(&self, name: &str) -> PathBuf {
@@ -75,11 +87,26 @@ impl Layout {
     pub(super) fn empty(&self) -> PathBuf {
         self.mounts().join(EMPTY)
     }
+    /// Folders of snapshots.
+    pub(super) fn snapshots(&self) -> PathBuf {
+        self.root.join("snapshots")
+    }
+    pub(super) fn snapshot(&self, id: u64) -> PathBuf {
+        self.snapshots().join(id.to_string())
+    }
+    /// What a container writes, or containerd unpacks.
+    pub(super) fn snapshot_fs(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("fs")
+    }
+    /// Overlayfs' own.
+    pub(super) fn snapshot_work(&self, id: u64) -> PathBuf {
+        self.snapshot(id).join("work")
+    }
     pub(super) fn staging(&self) -> PathBuf {
         self.root.join("staging")
     }
     /// The folders a root has.
-    pub(super) fn folders(&self) -> [PathBuf; 7] {
+    pub(super) fn folders(&self) -> [PathBuf; 8] {
         [
             self.packs(),
             self.layers(),
@@ -87,6 +114,7 @@ impl Layout {
             self.blobs().join("sha256"),
             self.blobs().join("sha512"),
             self.mounts(),
+            self.snapshots(),
             self.staging(),
         ]
     }

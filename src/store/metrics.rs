@@ -10,6 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::snapshot::SnapshotKind;
 use super::types::{FsckReport, Usage};
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -36,6 +37,7 @@ pub struct Metrics {
     images: Bytes,
     layers: Bytes,
     segments: Bytes,
+    snapshots: Family<Kind, Bytes>,
     dedup_saved: Counter,
     gc_freed: Counter,
     gc_layers: Counter,
@@ -51,6 +53,7 @@ impl Default for Metrics {
             images: Gauge::default(),
             layers: Gauge::default(),
             segments: Gauge::default(),
+            snapshots: Family::default(),
             dedup_saved: Counter::default(),
             gc_freed: Counter::default(),
             gc_layers: Counter::default(),
@@ -91,6 +94,11 @@ impl Metrics {
             &|r, n, h| {
                 r.register(n, h, m.segments.clone());
             },
+        );
+        add(
+            "larder_snapshots",
+            "Snapshots that a container runtime has, by kind: active ones are those of containers",
+            &|r, n, h| r.register(n, h, m.snapshots.clone()),
         );
         add(
             "larder_dedup_saved_bytes",
@@ -136,6 +144,18 @@ impl Metrics {
         self.images.set(usage.images);
         self.layers.set(usage.layers);
         self.segments.set(usage.segments);
+    }
+
+    pub(super) fn snapshots(&self, counts: &[(SnapshotKind, u64)]) {
+        for (kind, count) in counts {
+            let kind = match kind {
+                SnapshotKind::View => "view",
+                SnapshotKind::Active => "active",
+                SnapshotKind::Committed => "committed",
+            };
+            let gauge = self.snapshots.get_or_create_owned(&Kind { kind });
+            gauge.set(*count);
+        }
     }
 
     pub(super) fn saved(&self, bytes: u64) {

@@ -4,11 +4,12 @@
 //! <root>/
 //!   meta.json                format version and feature flags
 //!   lock                     one process per root
-//!   larder.redb              rows: images, names, layers, blobs, segments, mounts
+//!   larder.redb              rows: images, names, layers, blobs, segments, mounts, snapshots
 //!   packs/<n>.pack           file contents, 4 KiB-aligned extents, append-only
 //!   layers/<diffid>.erofs    the layer's tree; chunk indexes point into packs
 //!   layers/<diffid>.idx      the extents the layer uses, and the recipe of its tar
 //!   blobs/<algorithm>/<hex>  manifests, indexes, configs
+//!   snapshots/<id>/{fs,work} what containers write, and what a runtime unpacked itself
 //!   mounts/  staging/        mount points; work in progress, wiped at start
 //! ```
 //!
@@ -36,6 +37,7 @@ mod pack;
 mod records;
 mod recover;
 mod remove;
+mod snapshot;
 mod staging;
 mod types;
 mod unpack;
@@ -49,6 +51,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::watch;
+
 use crate::image::{DiffId, Digest, ImageId};
 
 use contents::Contents;
@@ -58,6 +62,9 @@ use records::{Change, Records};
 pub use error::Error;
 pub use lease::Lease;
 pub use metrics::Metrics;
+pub use snapshot::{
+    NewSnapshot, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotMount, SnapshotUsage,
+};
 pub use types::{
     Damage, FsckReport, Image, ImageCommit, ImageRecord, Layer, LayerCounters, LayerRef,
     LayerSource, Limits, Mount, Name, Options, Removed, Usage,
@@ -78,6 +85,8 @@ struct Inner {
     commit: Mutex<()>,
     state: Mutex<State>,
     occupied: Mutex<usage::Occupied>,
+    /// Moves with what is visible.
+    changes: watch::Sender<u64>,
     recovered: AtomicBool,
     /// Why the database was replaced at start.
     database_damage: Option<String>,
@@ -100,6 +109,10 @@ struct State {
     /// Layers whose files were verified, as they were then.
     verified: HashMap<DiffId, verify::Stamp>,
     usage: Usage,
+    /// Stacks of layers, by the name of their fixup, that were found to need none.
+    plain_stacks: HashSet<String>,
+    /// The first folder of a snapshot that was never used.
+    next_snapshot: u64,
     /// The layer whose turn it is to be scrubbed, and how many of its contents were.
     scrub: (Option<DiffId>, usize),
 }
@@ -151,6 +164,7 @@ impl Store {
                 ..State::default()
             }),
             occupied: Mutex::default(),
+            changes: watch::Sender::default(),
             recovered: AtomicBool::new(false),
             database_damage: damage,
             _lock: lock,
@@ -185,6 +199,18 @@ impl Store {
     pub fn images(&self) -> Vec<Arc<Image>> {
         let state = self.inner.state();
         state.records.visible().values().cloned().collect()
+    }
+
+    /// Wakes when images, their names or what is known of them may have changed.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.inner.changes.subscribe()
+    }
+
+    /// Wakes whoever waits for changes: something is known of images that is not the store's.
+    pub fn changed(&self) {
+        self.inner
+            .changes
+            .send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// One image. From memory.
@@ -297,7 +323,12 @@ impl Inner {
         {
             let mut state = self.state();
             match &outcome {
-                Ok(()) => state.records.apply(changes),
+                Ok(()) => {
+                    if state.records.apply(changes) {
+                        self.changes
+                            .send_modify(|count| *count = count.wrapping_add(1));
+                    }
+                }
                 Err(_) => state.touched.extend(touched),
             }
         }

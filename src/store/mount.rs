@@ -10,9 +10,10 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::CWD;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -22,19 +23,25 @@ use rustix::mount::{
 use crate::erofs::{self, Reader};
 use crate::image::{DiffId, ImageId};
 
-use super::layout::EMPTY;
+use super::layout::{EMPTY, Layout};
 use super::records::{Change, MountRow};
 use super::staging::Staging;
 use super::types::Mount;
 use super::{Error, Inner, Store, idx};
 use fixup::Lower;
 
+/// Lower directories that overlayfs takes.
+const MAX_LOWERS: usize = 500;
+/// Stacks that are remembered to need no fixup; more than the images of any node.
+const MAX_PLAIN_STACKS: usize = 4096;
+
 /// The lower directories of an image, mounted.
-struct Stack {
+#[derive(Debug, Default)]
+pub(super) struct Stack {
     /// The topmost comes first.
-    lowers: Vec<PathBuf>,
+    pub(super) lowers: Vec<PathBuf>,
     /// Below `mounts/`, where the stack has one.
-    fixup: Option<String>,
+    pub(super) fixup: Option<String>,
 }
 
 impl Store {
@@ -84,7 +91,11 @@ impl Store {
                 user: "another mount".to_owned(),
             });
         }
-        let mounted = inner.mount_stack(&layers).and_then(|stack| {
+        let mounted = inner.mount_stack(&layers).and_then(|mut stack| {
+            // Overlayfs wants two at least where nothing is written.
+            if stack.lowers.len() == 1 {
+                stack.lowers.push(inner.empty_folder()?);
+            }
             // The row first: should we die in between, start-up finds no such mount and forgets it.
             let row = MountRow {
                 image: image.clone(),
@@ -148,13 +159,21 @@ impl Store {
 }
 
 impl Inner {
-    /// Mounts what an overlay of these layers, base first, is made of. The caller holds the commit lock.
-    fn mount_stack(&self, layers: &[DiffId]) -> Result<Stack, Error> {
+    /// Mounts what an overlay of these layers, base first, is made of. The caller holds the commit lock. What was mounted
+    /// for it is unmounted if something goes wrong.
+    pub(super) fn mount_stack(&self, layers: &[DiffId]) -> Result<Stack, Error> {
+        let mut fresh = Vec::new();
+        self.mount_parts(layers, &mut fresh)
+            .inspect_err(|_| fresh.iter().for_each(|at| unmount_folder(at)))
+    }
+
+    fn mount_parts(&self, layers: &[DiffId], fresh: &mut Vec<PathBuf>) -> Result<Stack, Error> {
         let mut stack = Vec::new();
         let mut ids: Vec<&DiffId> = Vec::new();
+        let mut seen = BTreeSet::new();
         // A layer that occurs twice counts where it is on top.
         for layer in layers.iter().rev() {
-            if ids.contains(&layer) {
+            if !seen.insert(layer) {
                 continue;
             }
             let lower = self.open_lower(layer)?;
@@ -166,19 +185,32 @@ impl Inner {
                 break;
             }
         }
+        if ids.len() >= MAX_LOWERS {
+            return Err(Error::MountUnsupported {
+                cause: format!(
+                    "{} layers are on top of each other, overlayfs takes {MAX_LOWERS}",
+                    ids.len()
+                ),
+            });
+        }
         for layer in &ids {
-            self.mount_layer(layer)?;
+            if self.mount_layer(layer)? {
+                fresh.push(self.layout.mount(layer));
+            }
         }
         let fixup = self.mount_fixup(&ids, &stack)?;
         let mut lowers: Vec<PathBuf> = fixup.iter().map(|name| self.layout.fixup(name)).collect();
         lowers.extend(ids.iter().map(|layer| self.layout.mount(layer)));
-        // More than 500 would be refused.
-        if lowers.len() == 1 {
-            let empty = self.layout.empty();
-            fs::create_dir_all(&empty).map_err(|error| Error::io("create", &empty, error))?;
-            lowers.push(empty);
-        }
         Ok(Stack { lowers, fixup })
+    }
+
+    /// A folder with nothing in it, of an owner and mode that overlayfs may show.
+    pub(super) fn empty_folder(&self) -> Result<PathBuf, Error> {
+        let empty = self.layout.empty();
+        fs::create_dir_all(&empty)
+            .and_then(|()| fs::set_permissions(&empty, fs::Permissions::from_mode(0o755)))
+            .map_err(|error| Error::io("create", &empty, error))?;
+        Ok(empty)
     }
 
     /// Verifies a layer's files, so that the kernel reads nothing but what was written, and opens its tree.
@@ -224,12 +256,20 @@ impl Inner {
         if is_mounted(&at)? {
             return Ok(Some(name));
         }
+        if self.state().plain_stacks.contains(&name) {
+            return Ok(None);
+        }
         let subject = || ids.first().map(ToString::to_string).unwrap_or_default();
         let planned = fixup::plan(stack).map_err(|error| Error::Damaged {
             subject: format!("one of the layers below {}", subject()),
             cause: error.to_string(),
         })?;
         let Some(tree) = planned else {
+            let plain = &mut self.state().plain_stacks;
+            if plain.len() >= MAX_PLAIN_STACKS {
+                plain.clear();
+            }
+            plain.insert(name);
             return Ok(None);
         };
         let staging = Staging::new(&self.layout.staging())?;
@@ -250,10 +290,11 @@ impl Inner {
         Ok(Some(name))
     }
 
-    fn mount_layer(&self, layer: &DiffId) -> Result<(), Error> {
+    /// False where it was mounted already.
+    fn mount_layer(&self, layer: &DiffId) -> Result<bool, Error> {
         let at = self.layout.mount(layer);
         if is_mounted(&at)? {
-            return Ok(());
+            return Ok(false);
         }
         let path = self.layout.idx(layer);
         let head = idx::read_head(&path).map_err(|error| Error::Damaged {
@@ -265,7 +306,8 @@ impl Inner {
             .iter()
             .map(|segment| self.layout.pack(*segment))
             .collect();
-        self.mount_erofs(&self.layout.erofs(layer), &devices, &at)
+        self.mount_erofs(&self.layout.erofs(layer), &devices, &at)?;
+        Ok(true)
     }
 
     fn mount_erofs(&self, image: &Path, devices: &[PathBuf], at: &Path) -> Result<(), Error> {
@@ -285,16 +327,21 @@ impl Inner {
         })
     }
 
-    /// Unmounts layers and fixups that no mounted image uses. One that is busy is left to the next time.
+    /// Unmounts layers and fixups that no mounted image and no snapshot uses. Whoever has one in an overlay keeps it. A
+    /// layer stays mounted while a runtime knows a snapshot of it, container or not, so that what its files have in the
+    /// page cache is there for the next container.
     pub(super) fn unmount_unused(&self) {
         let used: BTreeSet<String> = {
             let state = self.state();
             let mounts = state.records.mounts.values();
+            let snapshots = state.records.snapshots.values();
             mounts
                 .flat_map(|row| {
-                    let layers = row.layers.iter().map(|id| id.0.hex().to_owned());
+                    let layers = row.layers.iter().map(Layout::mount_name);
                     layers.chain(row.fixup.clone())
                 })
+                .chain(state.records.snapshot_layers().map(Layout::mount_name))
+                .chain(snapshots.filter_map(|row| row.fixup.clone()))
                 .collect()
         };
         let Ok(entries) = fs::read_dir(self.layout.mounts()) else {
@@ -374,11 +421,13 @@ fn attach(
     move_mount(&mount, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
 }
 
+/// Whether a folder of the store is the root of a mount.
 fn is_mounted(at: &Path) -> Result<bool, Error> {
-    match fs::canonicalize(at) {
-        Ok(real) => Ok(mounted()?.contains(&real)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(Error::io("resolve", at, error)),
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    match statx(CWD, at, flags, StatxFlags::empty()) {
+        Ok(stat) => Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),
+        Err(Errno::NOENT) => Ok(false),
+        Err(error) => Err(Error::io("look at", at, error.into())),
     }
 }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::{DiffId, Digest, ImageId};
 
+use super::snapshot::{SnapshotKind, SnapshotUsage};
 use super::types::{Image, ImageRecord, Layer, Name};
 
 /// An image with the blobs it needs.
@@ -63,6 +64,36 @@ pub(super) struct MountRow {
     pub(super) fixup: Option<String>,
 }
 
+/// A snapshot of a container runtime; see [`super::snapshot`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct SnapshotRow {
+    /// Its folder below `snapshots/`; a layer of the store has none, whatever the number.
+    pub(super) id: u64,
+    pub(super) kind: SnapshotKind,
+    pub(super) parent: Option<String>,
+    pub(super) labels: BTreeMap<String, String>,
+    /// Milliseconds since the epoch.
+    pub(super) created_at: i64,
+    pub(super) updated_at: i64,
+    /// Set for one that shows a layer of the store.
+    #[serde(default)]
+    pub(super) layer: Option<ChainedLayer>,
+    /// Of a folder that was committed.
+    #[serde(default)]
+    pub(super) usage: SnapshotUsage,
+    /// As in [`MountRow`].
+    #[serde(default)]
+    pub(super) fixup: Option<String>,
+}
+
+/// A layer on top of others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct ChainedLayer {
+    pub(super) diff_id: DiffId,
+    /// Of it and all below.
+    pub(super) chain: Digest,
+}
+
 /// Digest names of one image. A tag that is published again and again with other indexes around the same manifest leaves
 /// one each time.
 pub(super) const MAX_DIGEST_NAMES: usize = 64;
@@ -86,6 +117,8 @@ pub(super) enum Change {
     NextSegment(u32),
     PutMount(PathBuf, MountRow),
     DeleteMount(PathBuf),
+    PutSnapshot(String, SnapshotRow),
+    DeleteSnapshot(String),
 }
 
 /// All rows, in memory. Reads never touch the disk.
@@ -97,13 +130,14 @@ pub(super) struct Records {
     pub(super) blobs: HashMap<Digest, DiffId>,
     pub(super) segments: BTreeMap<u32, u64>,
     pub(super) mounts: BTreeMap<PathBuf, MountRow>,
+    pub(super) snapshots: BTreeMap<String, SnapshotRow>,
     pub(super) next_segment: u32,
     visible: BTreeMap<ImageId, Arc<Image>>,
 }
 
 impl Records {
-    /// Applies changes that are durable already.
-    pub(super) fn apply(&mut self, changes: Vec<Change>) {
+    /// Applies changes that are durable already. True where what is visible may have changed.
+    pub(super) fn apply(&mut self, changes: Vec<Change>) -> bool {
         let mut shown = false;
         for change in changes {
             shown |= match &change {
@@ -125,6 +159,7 @@ impl Records {
         if shown {
             self.show();
         }
+        shown
     }
 
     fn apply_one(&mut self, change: Change) {
@@ -172,6 +207,12 @@ impl Records {
             Change::DeleteMount(target) => {
                 self.mounts.remove(&target);
             }
+            Change::PutSnapshot(name, row) => {
+                self.snapshots.insert(name, row);
+            }
+            Change::DeleteSnapshot(name) => {
+                self.snapshots.remove(&name);
+            }
         }
     }
 
@@ -188,6 +229,8 @@ impl Records {
         rows.extend(segments.map(|(id, len)| Change::PutSegment(*id, *len)));
         let mounts = self.mounts.iter();
         rows.extend(mounts.map(|(at, row)| Change::PutMount(at.clone(), row.clone())));
+        let snapshots = self.snapshots.iter();
+        rows.extend(snapshots.map(|(name, row)| Change::PutSnapshot(name.clone(), row.clone())));
         rows
     }
 
@@ -252,14 +295,21 @@ impl Records {
         self.visible.get(&self.names.get(name)?.image).cloned()
     }
 
-    /// Layers that an image or a mount needs, `without` one image.
+    /// Layers that an image, a mount or a snapshot needs, `without` one image.
     pub(super) fn needed(&self, without: Option<&ImageId>) -> BTreeSet<DiffId> {
         self.images
             .iter()
             .filter(|(id, _)| Some(*id) != without)
             .flat_map(|(_, row)| row.record.layers.iter().map(|layer| layer.diff_id.clone()))
             .chain(self.mounts.values().flat_map(|row| row.layers.clone()))
+            .chain(self.snapshot_layers().cloned())
             .collect()
+    }
+
+    /// Layers that snapshots show.
+    pub(super) fn snapshot_layers(&self) -> impl Iterator<Item = &DiffId> {
+        let layers = self.snapshots.values().filter_map(|row| row.layer.as_ref());
+        layers.map(|layer| &layer.diff_id)
     }
 
     /// The oldest digest names that an image has beyond the limit, once it has `new` ones too. Never one of those, nor one

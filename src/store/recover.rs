@@ -58,6 +58,7 @@ impl Inner {
         self.count_contents()?;
         self.punch_unused()?;
         self.unmount_unused();
+        self.recover_snapshots();
         self.measure();
         Ok(())
     }

@@ -41,8 +41,13 @@ impl Inner {
     pub(super) fn measure(&self) {
         let mut found = Vec::new();
         for folder in self.layout.folders() {
-            // What a pull stages goes before the pull ends, and mounts are not kept here.
-            if folder == self.layout.staging() || folder == self.layout.mounts() {
+            // What a pull stages goes before the pull ends, mounts are not kept here, and what containers write is theirs.
+            let others = [
+                self.layout.staging(),
+                self.layout.mounts(),
+                self.layout.snapshots(),
+            ];
+            if others.contains(&folder) {
                 continue;
             }
             let entries = fs::read_dir(&folder).into_iter().flatten().flatten();

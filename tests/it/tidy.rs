@@ -24,6 +24,7 @@ const MATRIX: &[(&str, &[&str])] = &[
         "control",
         &["image", "prune", "cache", "lifecycle", "telemetry"],
     ),
+    ("snapshotter", &["image", "cache", "lifecycle", "telemetry"]),
     ("admin", &["lifecycle", "telemetry"]),
     ("runtime", &["image", "lifecycle", "telemetry"]),
     ("k8s", &["image", "prune", "lifecycle", "telemetry"]),

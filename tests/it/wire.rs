@@ -1,9 +1,10 @@
-//! Our descriptors of `runtime.v1` against the published interface.
+//! Our descriptors of `runtime.v1` and `containerd.services.snapshots.v1` against the published interfaces.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::collections::BTreeSet;
 
 use larder::cri::proto::DESCRIPTORS;
+use larder::snapshotter;
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, FieldDescriptorProto, FileDescriptorSet};
@@ -91,8 +92,117 @@ const METHODS: [&str; 7] = [
     "RuntimeService.Version VersionRequest -> VersionResponse",
 ];
 
-fn set() -> FileDescriptorSet {
-    FileDescriptorSet::decode(DESCRIPTORS).unwrap()
+/// Facts of containerd's API v1.12.0, `api/services/snapshots/v1/snapshots.proto` and `api/types/mount.proto`.
+const SNAPSHOTS: &str = "\
+Mount.type = 1: string\n\
+Mount.source = 2: string\n\
+Mount.target = 3: string\n\
+Mount.options = 4: repeated string\n\
+PrepareSnapshotRequest.snapshotter = 1: string\n\
+PrepareSnapshotRequest.key = 2: string\n\
+PrepareSnapshotRequest.parent = 3: string\n\
+PrepareSnapshotRequest.labels = 4: map<string,string>\n\
+PrepareSnapshotResponse.mounts = 1: repeated Mount\n\
+ViewSnapshotRequest.snapshotter = 1: string\n\
+ViewSnapshotRequest.key = 2: string\n\
+ViewSnapshotRequest.parent = 3: string\n\
+ViewSnapshotRequest.labels = 4: map<string,string>\n\
+ViewSnapshotResponse.mounts = 1: repeated Mount\n\
+MountsRequest.snapshotter = 1: string\n\
+MountsRequest.key = 2: string\n\
+MountsResponse.mounts = 1: repeated Mount\n\
+RemoveSnapshotRequest.snapshotter = 1: string\n\
+RemoveSnapshotRequest.key = 2: string\n\
+CommitSnapshotRequest.snapshotter = 1: string\n\
+CommitSnapshotRequest.name = 2: string\n\
+CommitSnapshotRequest.key = 3: string\n\
+CommitSnapshotRequest.labels = 4: map<string,string>\n\
+CommitSnapshotRequest.parent = 5: string\n\
+StatSnapshotRequest.snapshotter = 1: string\n\
+StatSnapshotRequest.key = 2: string\n\
+Info.name = 1: string\n\
+Info.parent = 2: string\n\
+Info.kind = 3: Kind\n\
+Info.created_at = 4: Timestamp\n\
+Info.updated_at = 5: Timestamp\n\
+Info.labels = 6: map<string,string>\n\
+StatSnapshotResponse.info = 1: Info\n\
+UpdateSnapshotRequest.snapshotter = 1: string\n\
+UpdateSnapshotRequest.info = 2: Info\n\
+UpdateSnapshotRequest.update_mask = 3: FieldMask\n\
+UpdateSnapshotResponse.info = 1: Info\n\
+ListSnapshotsRequest.snapshotter = 1: string\n\
+ListSnapshotsRequest.filters = 2: repeated string\n\
+ListSnapshotsResponse.info = 1: repeated Info\n\
+UsageRequest.snapshotter = 1: string\n\
+UsageRequest.key = 2: string\n\
+UsageResponse.size = 1: int64\n\
+UsageResponse.inodes = 2: int64\n\
+CleanupRequest.snapshotter = 1: string";
+
+/// As in [`METHODS`].
+const SNAPSHOT_METHODS: [&str; 10] = [
+    "Snapshots.Cleanup CleanupRequest -> Empty",
+    "Snapshots.Commit CommitSnapshotRequest -> Empty",
+    "Snapshots.List ListSnapshotsRequest -> stream ListSnapshotsResponse",
+    "Snapshots.Mounts MountsRequest -> MountsResponse",
+    "Snapshots.Prepare PrepareSnapshotRequest -> PrepareSnapshotResponse",
+    "Snapshots.Remove RemoveSnapshotRequest -> Empty",
+    "Snapshots.Stat StatSnapshotRequest -> StatSnapshotResponse",
+    "Snapshots.Update UpdateSnapshotRequest -> UpdateSnapshotResponse",
+    "Snapshots.Usage UsageRequest -> UsageResponse",
+    "Snapshots.View ViewSnapshotRequest -> ViewSnapshotResponse",
+];
+
+/// The files of a package that are ours, without those of Google's.
+fn set(descriptors: &[u8]) -> FileDescriptorSet {
+    let mut set = FileDescriptorSet::decode(descriptors).unwrap();
+    set.file.retain(|file| file.package() != "google.protobuf");
+    set
+}
+
+fn fields(descriptors: &[u8], packages: &[&str]) -> BTreeSet<String> {
+    let mut fields = BTreeSet::new();
+    for file in set(descriptors).file {
+        assert!(packages.contains(&file.package()), "{}", file.package());
+        for message in &file.message_type {
+            for field in &message.field {
+                let (message_name, field_name) = (message.name(), field.name());
+                fields.insert(format!(
+                    "{message_name}.{field_name} = {}: {}",
+                    field.number(),
+                    type_of(field, message)
+                ));
+            }
+        }
+    }
+    fields
+}
+
+fn methods(descriptors: &[u8]) -> Vec<String> {
+    let mut methods = Vec::new();
+    for file in set(descriptors).file {
+        for service in &file.service {
+            for method in &service.method {
+                let short = |name: &str| name.rsplit('.').next().unwrap_or_default().to_owned();
+                let stream = if method.server_streaming() {
+                    "stream "
+                } else {
+                    ""
+                };
+                assert!(!method.client_streaming());
+                methods.push(format!(
+                    "{}.{} {} -> {stream}{}",
+                    service.name(),
+                    method.name(),
+                    short(method.input_type()),
+                    short(method.output_type())
+                ));
+            }
+        }
+    }
+    methods.sort_unstable();
+    methods
 }
 
 /// The type as a proto file writes it.
@@ -106,6 +216,7 @@ fn type_of(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
         Type::Uint32 => "uint32".to_owned(),
         Type::Int32 => "int32".to_owned(),
         Type::Bytes => "bytes".to_owned(),
+        Type::Enum => short(field.type_name()),
         Type::Message => {
             let name = short(field.type_name());
             if let Some(entry) = message
@@ -133,20 +244,7 @@ fn type_of(field: &FieldDescriptorProto, message: &DescriptorProto) -> String {
 #[test]
 fn fields_are_the_published_ones() {
     let published: BTreeSet<&str> = PUBLISHED.lines().collect();
-    let mut ours = BTreeSet::new();
-    for file in set().file {
-        assert_eq!(file.package(), "runtime.v1");
-        for message in &file.message_type {
-            for field in &message.field {
-                let (message_name, field_name) = (message.name(), field.name());
-                ours.insert(format!(
-                    "{message_name}.{field_name} = {}: {}",
-                    field.number(),
-                    type_of(field, message)
-                ));
-            }
-        }
-    }
+    let ours = fields(DESCRIPTORS, &["runtime.v1"]);
     let ours: BTreeSet<&str> = ours.iter().map(String::as_str).collect();
     let invented: Vec<_> = ours.difference(&published).collect();
     assert!(invented.is_empty(), "not in the interface: {invented:#?}");
@@ -160,27 +258,14 @@ fn fields_are_the_published_ones() {
 
 #[test]
 fn methods_are_the_published_ones() {
-    let mut ours = Vec::new();
-    for file in set().file {
-        for service in &file.service {
-            for method in &service.method {
-                let short = |name: &str| name.trim_start_matches(".runtime.v1.").to_owned();
-                let stream = if method.server_streaming() {
-                    "stream "
-                } else {
-                    ""
-                };
-                assert!(!method.client_streaming());
-                ours.push(format!(
-                    "{}.{} {} -> {stream}{}",
-                    service.name(),
-                    method.name(),
-                    short(method.input_type()),
-                    short(method.output_type())
-                ));
-            }
-        }
-    }
-    ours.sort_unstable();
-    assert_eq!(ours, METHODS);
+    assert_eq!(methods(DESCRIPTORS), METHODS);
+}
+
+#[test]
+fn snapshots_are_those_of_containerd() {
+    let packages = ["containerd.services.snapshots.v1", "containerd.types"];
+    let ours = fields(snapshotter::proto::DESCRIPTORS, &packages);
+    let published: BTreeSet<String> = SNAPSHOTS.lines().map(str::to_owned).collect();
+    assert_eq!(ours, published);
+    assert_eq!(methods(snapshotter::proto::DESCRIPTORS), SNAPSHOT_METHODS);
 }
