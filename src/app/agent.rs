@@ -97,12 +97,12 @@ impl Agent {
             calls: cri::Metrics::register(&mut metrics),
             declared: kube_agent::Metrics::register(&mut metrics),
         };
+        let talks = config.images != Holder::Larder || config.containerd.is_some();
+        let calls_out = talks.then(|| runtime::Metrics::register(&mut metrics));
+        let calls_out = calls_out.unwrap_or_default();
         let runtime = match &config.images {
             Holder::Larder => None,
-            Holder::Runtime { endpoint } => Some(RuntimeImages::new(
-                endpoint,
-                runtime::Metrics::register(&mut metrics),
-            )),
+            Holder::Runtime { endpoint } => Some(RuntimeImages::new(endpoint, calls_out.clone())),
         };
         let (tasks, last) = (Tasks::new(), Shutdown::new());
 
@@ -114,7 +114,10 @@ impl Agent {
             )
         });
         let service = match runtime {
-            None => Service::of_cache(&config, parts, meters.declared, &checks, &shutdown).await,
+            None => {
+                let metrics = (meters.declared, calls_out);
+                Service::of_cache(&config, parts, metrics, &checks, &shutdown).await
+            }
             Some(runtime) => {
                 let images = NodeImages::new(runtime, parts.client(&config.cache)?);
                 Service::of_runtime(&config, images, meters.declared, &checks)

@@ -13,6 +13,7 @@ pub mod images;
 mod kube_agent;
 mod open;
 mod process;
+mod registrar;
 pub mod serve;
 
 pub use credentials::{Found, credentials_for};

@@ -17,6 +17,7 @@ use super::images::{LarderImages, NodeImages};
 use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use super::process::admin_ended;
+use super::registrar::Registrar;
 use crate::cache::Cache;
 use crate::control;
 use crate::control::proto::images_server::ImagesServer;
@@ -25,6 +26,9 @@ use crate::cri::proto::image_service_server::ImageServiceServer;
 use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
 use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
 use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify, watchdog};
+use crate::runtime;
+use crate::snapshotter::proto::SnapshotsServer;
+use crate::snapshotter::{self, Snapshotter};
 use crate::store::Store;
 
 /// A peer that does not answer a ping within both is gone: together less than the default limit on stopping, and more
@@ -44,10 +48,12 @@ const IMAGE_SERVICE: &str = <ImageServiceServer<ImageService> as NamedService>::
 const RUNTIME_SERVICE: &str = <RuntimeServiceServer<RuntimeService> as NamedService>::NAME;
 const CONTROL: &str = <ImagesServer<control::Images> as NamedService>::NAME;
 const PREPULLS: &str = <PrepullsServer<control::Prepulls> as NamedService>::NAME;
+const SNAPSHOTS: &str = <SnapshotsServer<Snapshotter> as NamedService>::NAME;
 
-const DESCRIPTORS: [&[u8]; 5] = [
+const DESCRIPTORS: [&[u8]; 6] = [
     cri::proto::DESCRIPTORS,
     control::proto::DESCRIPTORS,
+    snapshotter::proto::DESCRIPTORS,
     tonic_health::pb::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
     tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
@@ -67,6 +73,8 @@ pub(super) struct Service {
     /// Services whose health is told, besides that of the whole.
     names: &'static [&'static str],
     declared: Option<Declared>,
+    /// Where a containerd is to know the images.
+    registrar: Option<Registrar>,
     /// Where larder itself holds the images.
     own: Option<(Cache, Store)>,
 }
@@ -76,7 +84,7 @@ impl Service {
     pub(super) async fn of_cache(
         config: &Config,
         parts: Parts,
-        metrics: kube_agent::Metrics,
+        metrics: (kube_agent::Metrics, runtime::Metrics),
         checks: &Checks,
         shutdown: &Shutdown,
     ) -> anyhow::Result<Option<Self>> {
@@ -92,8 +100,13 @@ impl Service {
         checks.store.set(true);
         tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
 
+        // Before anybody can pull.
+        let registrar = config
+            .containerd
+            .as_ref()
+            .map(|socket| Registrar::new(cache.clone(), socket, metrics.1));
         let images = Arc::new(LarderImages::new(cache.clone()));
-        let declared = Declared::build(&config.declared, &config.root, images, metrics)
+        let declared = Declared::build(&config.declared, &config.root, images, metrics.0)
             .await
             .context("declared images")?;
         let mut routes = Routes::builder();
@@ -103,14 +116,26 @@ impl Service {
             .add_service(control::server(cache.clone()))
             .add_service(control::prepulls_server(
                 declared.as_ref().map(Declared::status),
-            ));
-        let own = [cri::proto::DESCRIPTORS, control::proto::DESCRIPTORS];
-        let names = &[IMAGE_SERVICE, RUNTIME_SERVICE, CONTROL, PREPULLS];
+            ))
+            .add_service(Snapshotter::new(cache.snapshots()).server());
+        let own = [
+            cri::proto::DESCRIPTORS,
+            control::proto::DESCRIPTORS,
+            snapshotter::proto::DESCRIPTORS,
+        ];
+        let names = &[
+            IMAGE_SERVICE,
+            RUNTIME_SERVICE,
+            CONTROL,
+            PREPULLS,
+            SNAPSHOTS,
+        ];
         Ok(Some(Service {
             health: tell_of(&mut routes, &own, names).await?,
             routes: routes.routes(),
             names,
             declared,
+            registrar,
             own: Some((cache, store)),
         }))
     }
@@ -143,6 +168,7 @@ impl Service {
             routes: routes.routes(),
             names,
             declared: Some(declared),
+            registrar: None,
             own: None,
         })
     }
@@ -180,6 +206,9 @@ impl Service {
         }
         if let Some(declared) = self.declared {
             tasks.spawn("declared images", declared.run(shutdown.clone(), readiness));
+        }
+        if let Some(registrar) = self.registrar {
+            tasks.spawn("containerd", registrar.run(shutdown.clone()));
         }
         let result = tokio::select! {
             // Both servers end by themselves, too, once it is asked for.

@@ -4,14 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use hyper_util::rt::TokioIo;
-use tokio::net::UnixStream;
 use tokio::time::timeout;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::Metrics;
 use super::backoff::Backoff;
+use super::connect;
 use super::error::{Error, ErrorClass, classify};
 use super::proto::image_service_client::ImageServiceClient;
 use super::proto::{
@@ -19,8 +18,6 @@ use super::proto::{
     PullImageRequest,
 };
 
-/// A local socket answers at once or never.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a list, a look at one image or at the disk may take; the kubelet waits two minutes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// A pull tells nothing of its progress, so this is for the largest image over the slowest line.
@@ -87,22 +84,9 @@ impl RuntimeImages {
     /// The service at a unix socket; `unix://` may stand before its path. Nothing is connected yet. Needs a tokio
     /// runtime.
     pub fn new(socket: &Path, metrics: Metrics) -> Self {
-        let text = socket.to_string_lossy();
-        let socket: Arc<Path> = text
-            .strip_prefix("unix://")
-            .map_or(socket, Path::new)
-            .into();
-        let path = socket.clone();
-        let connector = tower::service_fn(move |_| {
-            let path = path.clone();
-            async move { UnixStream::connect(&path).await.map(TokioIo::new) }
-        });
-        // Only the authority of requests; what the kubelet sends.
-        let channel = Endpoint::from_static("http://localhost")
-            .connect_timeout(CONNECT_TIMEOUT)
-            .connect_with_connector_lazy(connector);
+        let socket: Arc<Path> = connect::path(socket).into();
         RuntimeImages {
-            channel,
+            channel: connect::channel(&socket),
             socket,
             backoff: Arc::default(),
             metrics,

@@ -6,6 +6,7 @@ use std::time::Duration;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
@@ -25,6 +26,12 @@ struct Method {
 pub struct Metrics {
     calls: Family<Outcome, Counter<u64, AtomicU64>>,
     duration: Family<Method, Histogram, fn() -> Histogram>,
+    registered: Family<Known, Gauge<u64, AtomicU64>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Known {
+    state: &'static str,
 }
 
 impl Default for Metrics {
@@ -32,6 +39,7 @@ impl Default for Metrics {
         Metrics {
             calls: Family::default(),
             duration: Family::new_with_constructor(seconds),
+            registered: Family::default(),
         }
     }
 }
@@ -47,15 +55,28 @@ impl Metrics {
         let metrics = Metrics::default();
         registry.register(
             "larder_runtime_calls",
-            "Calls to the container runtime's image service, by method and result",
+            "Calls to the container runtime, by method and result",
             metrics.calls.clone(),
         );
         registry.register(
             "larder_runtime_call_duration_seconds",
-            "Duration of calls to the container runtime's image service",
+            "Duration of calls to the container runtime",
             metrics.duration.clone(),
         );
+        registry.register(
+            "larder_containerd_images",
+            "Images of the cache by whether containerd knows all their names",
+            metrics.registered.clone(),
+        );
         metrics
+    }
+
+    /// How many images of the cache containerd knows, and how many it does not know yet.
+    pub fn registered(&self, known: usize, missing: usize) {
+        for (state, count) in [("known", known), ("missing", missing)] {
+            let gauge = self.registered.get_or_create_owned(&Known { state });
+            gauge.set(u64::try_from(count).unwrap_or(u64::MAX));
+        }
     }
 
     pub(super) fn call(&self, method: &'static str, result: &'static str, took: Duration) {

@@ -1,4 +1,5 @@
-//! Client of the node's container runtime: the image service that it serves to the kubelet (CRI v1, containerd or CRI-O).
+//! Client of the node's container runtime: the image service that it serves to the kubelet (CRI v1, containerd or CRI-O),
+//! and containerd's own services, by which an image becomes known to it without being pulled ([`Containerd`]).
 //!
 //! Owns the connection, its pauses after failures, and the limits on each call. Never talks to a registry, and decides
 //! nothing about which images there should be. A runtime's error becomes a class of ours: its text may quote what a
@@ -6,10 +7,16 @@
 
 mod backoff;
 mod client;
+mod connect;
+mod containerd;
 mod error;
 mod metrics;
 
 pub use client::{Auth, FsUsage, RuntimeImage, RuntimeImages};
+pub use containerd::{
+    Containerd, ContainerdError, ContainerdImage, Document, NAMESPACE, Names, REGISTERED,
+    Registered, SNAPSHOTTER,
+};
 pub use error::{Error, ErrorClass};
 pub use metrics::Metrics;
 

@@ -28,6 +28,10 @@ pub struct AgentArgs {
     /// Unix socket of the container runtime, for --images runtime [default: /run/containerd/containerd.sock]
     #[arg(long, value_name = "PATH")]
     pub runtime_endpoint: Option<PathBuf>,
+    /// Unix socket of containerd, such as /run/containerd/containerd.sock, which then knows the images here as its own; it
+    /// must have larder as proxy snapshotter [default: none]
+    #[arg(long, value_name = "PATH")]
+    pub containerd: Option<PathBuf>,
     /// Docker config.json with credentials for pulls that bring none
     #[arg(long, value_name = "FILE")]
     pub authfile: Option<PathBuf>,

@@ -21,6 +21,7 @@ pub(super) struct File {
     pub(super) http: Option<String>,
     pub(super) images: Option<String>,
     pub(super) runtime_endpoint: Option<PathBuf>,
+    pub(super) containerd: Option<PathBuf>,
     pub(super) authfile: Option<PathBuf>,
     pub(super) platform: Option<String>,
     pub(super) pinned: Option<Vec<String>>,

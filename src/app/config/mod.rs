@@ -59,6 +59,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// What holds images.
     pub images: Holder,
+    /// The containerd that is to know the images here; `None` for none.
+    pub containerd: Option<PathBuf>,
     /// How long stopping may take.
     pub drain_timeout: Duration,
     /// Between two steps of re-hashing the store in the background; `None` for never.
@@ -225,6 +227,7 @@ impl Config {
             )?,
             http: address(http)?,
             images: holder(args, file)?,
+            containerd: containerd(args, file)?,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
             scrub_interval: Some(
                 duration(
@@ -410,6 +413,28 @@ fn holder(args: &AgentArgs, file: &File) -> Result<Holder, ConfigError> {
             format!("{text:?} holds no images: write larder or runtime"),
         )),
     }
+}
+
+/// Nothing, or an empty path, is none.
+fn containerd(args: &AgentArgs, file: &File) -> Result<Option<PathBuf>, ConfigError> {
+    let given = pick(
+        &args.containerd,
+        "--containerd",
+        &file.containerd,
+        "containerd",
+    );
+    let Some((socket, place)) = given.filter(|(path, _)| !path.as_os_str().is_empty()) else {
+        return Ok(None);
+    };
+    if holder(args, file)? != Holder::Larder {
+        return Err(ConfigError::new(
+            place,
+            "with images = runtime the images are the runtime's own already: leave one of them out",
+        ));
+    }
+    let text = socket.to_string_lossy().into_owned();
+    let bare = text.strip_prefix("unix://").map(PathBuf::from);
+    path(Some((bare.unwrap_or(socket), place)), "").map(Some)
 }
 
 /// What prepulls may take.

@@ -46,6 +46,7 @@ impl DemoAgent {
         let config = Config {
             root: folder.join("root"),
             socket: socket.clone(),
+            containerd: None,
             images: Holder::Larder,
             http: None,
             drain_timeout: DRAIN,
