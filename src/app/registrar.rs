@@ -160,10 +160,8 @@ impl Registrar {
                 () = looking => self.look().await,
                 Some(_) = self.followed.join_next() => Ok(()),
                 Ok(()) = changes.changed() => {
-                    sleep(CALM).await;
-                    changes.mark_unchanged();
-                    next = Instant::now() + SURVEY;
-                    self.survey().await
+                    next = next.min(Instant::now() + CALM);
+                    Ok(())
                 }
                 () = sleep_until(next.into()) => {
                     next = Instant::now() + SURVEY;
@@ -307,9 +305,12 @@ impl Registrar {
         &mut self,
         names: impl Iterator<Item = &Registered>,
     ) -> Result<(), ContainerdError> {
-        for known in names {
+        let mut names = names.peekable();
+        while let Some(known) = names.next() {
             self.forgotten.insert(known.name.clone(), Instant::now());
-            self.containerd.forget(&known.name).await?;
+            // With the last name goes what they led to.
+            let collect = names.peek().is_none();
+            self.containerd.forget(&known.name, collect).await?;
             tracing::info!(name = known.name, "Image taken away from containerd");
         }
         Ok(())

@@ -123,13 +123,7 @@ impl Service {
             control::proto::DESCRIPTORS,
             snapshotter::proto::DESCRIPTORS,
         ];
-        let names = &[
-            IMAGE_SERVICE,
-            RUNTIME_SERVICE,
-            CONTROL,
-            PREPULLS,
-            SNAPSHOTS,
-        ];
+        let names = &[IMAGE_SERVICE, RUNTIME_SERVICE, CONTROL, PREPULLS, SNAPSHOTS];
         Ok(Some(Service {
             health: tell_of(&mut routes, &own, names).await?,
             routes: routes.routes(),

@@ -185,11 +185,12 @@ impl Call {
             .observe(seconds);
         self.span.in_scope(|| match code {
             Code::Ok => tracing::debug!(duration_seconds = seconds, "Call answered"),
-            // Whoever watches the health, or gives up waiting, ends so.
-            Code::Cancelled => tracing::debug!(
+            // Whoever watches the health, or gives up waiting, ends so; and containerd hears so of layers that are here.
+            Code::Cancelled | Code::AlreadyExists => tracing::debug!(
+                code = name(code),
                 err = status.message(),
                 duration_seconds = seconds,
-                "Call cancelled"
+                "Call ended early"
             ),
             _ => tracing::info!(
                 code = name(code),

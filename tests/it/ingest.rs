@@ -157,7 +157,7 @@ impl Tar {
 }
 
 /// All there is to know of the files below a directory.
-fn facts(dir: &Path) -> BTreeMap<String, String> {
+pub(crate) fn facts(dir: &Path) -> BTreeMap<String, String> {
     fn walk(top: &Path, dir: &Path, facts: &mut BTreeMap<String, String>) {
         for entry in std::fs::read_dir(dir).unwrap() {
             let path = entry.unwrap().path();

@@ -5,6 +5,7 @@ mod background;
 mod bad_input;
 mod cli;
 mod cluster;
+mod containerd;
 mod controller;
 mod crash;
 mod declared;

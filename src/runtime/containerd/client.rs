@@ -22,6 +22,9 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(60);
 /// A list of 100,000 names is smaller.
 const MAX_ANSWER: usize = 64 << 20;
 
+/// A call as metrics name it, and what it does, in words.
+pub(super) type Step = (&'static str, &'static str);
+
 /// containerd's own services at a unix socket. Cheap to clone. Connects when it is first asked, and again after a break.
 #[derive(Clone, Debug)]
 pub struct Containerd {
@@ -51,7 +54,7 @@ impl Containerd {
         let mut client = self.images();
         let request = self.request(ListImagesRequest::default());
         let call = async move { client.list(request).await };
-        let answer = self.call("list its images", call).await?;
+        let answer = self.call(("images.List", "list its images"), call).await?;
         let images = answer.images.into_iter();
         Ok(images
             .map(|image| Registered {
@@ -68,12 +71,12 @@ impl Containerd {
             .collect())
     }
 
-    /// Takes a name away; what nothing else leads to is collected before the answer. One that is absent is as good.
-    pub async fn forget(&self, name: &str) -> Result<(), Error> {
+    /// Takes a name away; with `collect` what nothing else leads to goes before the answer. One that is absent is as good.
+    pub async fn forget(&self, name: &str, collect: bool) -> Result<(), Error> {
         let mut client = self.images();
         let request = self.request(DeleteImageRequest {
             name: name.to_owned(),
-            sync: true,
+            sync: collect,
         });
         let call = async move {
             match client.delete(request).await {
@@ -81,7 +84,7 @@ impl Containerd {
                 other => other,
             }
         };
-        self.call("remove an image", call).await
+        self.call(("images.Delete", "remove an image"), call).await
     }
 
     pub(super) fn images(&self) -> ImagesClient<Channel> {
@@ -98,20 +101,20 @@ impl Containerd {
         request
     }
 
-    /// One call within its limit; `action` is what it does, for errors and metrics.
+    /// One call within its limit.
     pub(super) async fn call<T>(
         &self,
-        action: &'static str,
+        step: Step,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
-        let answer = self.try_call(action, call).await?;
-        answer.map_err(|status| Error::of(&self.socket, action, &status))
+        let answer = self.try_call(step, call).await?;
+        answer.map_err(|status| Error::of(&self.socket, step.1, &status))
     }
 
     /// As [`Self::call`], where some answers that are errors are expected.
     pub(super) async fn try_call<T>(
         &self,
-        action: &'static str,
+        step: Step,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<Result<T, Status>, Error> {
         let began = Instant::now();
@@ -121,7 +124,7 @@ impl Containerd {
             Ok(Err(_)) => "error",
             Err(_) => "timeout",
         };
-        self.metrics.call(action, result, began.elapsed());
+        self.metrics.call(step.0, result, began.elapsed());
         match answer {
             Ok(answer) => Ok(answer.map(Response::into_inner)),
             Err(_) => Err(Error::Timeout {

@@ -10,7 +10,7 @@ use tonic::metadata::MetadataValue;
 use tonic::{Code, Request};
 
 use super::SNAPSHOTTER;
-use super::client::{Containerd, wire};
+use super::client::{Containerd, Step, wire};
 use super::error::ContainerdError as Error;
 use super::plan::{ContainerdImage, Document};
 use super::proto::content::v1::content_client::ContentClient;
@@ -85,7 +85,7 @@ impl Containerd {
             labels: wire([("containerd.io/gc.expire".to_owned(), expires)]),
         });
         let call = async move { client.create(request).await };
-        self.call("give a lease", call).await?;
+        self.call(("leases.Create", "give a lease"), call).await?;
         Ok(id)
     }
 
@@ -96,7 +96,7 @@ impl Containerd {
             sync: false,
         });
         let call = async move { client.delete(request).await };
-        self.call("end a lease", call).await
+        self.call(("leases.Delete", "end a lease"), call).await
     }
 
     fn leased<T>(&self, message: T, lease: &str) -> Request<T> {
@@ -137,10 +137,10 @@ impl Containerd {
             let mut client = SnapshotsClient::new(self.channel.clone());
             let request = self.leased(request, lease);
             let call = async move { client.prepare(request).await };
-            const PREPARE: &str = "prepare a snapshot";
+            const PREPARE: Step = ("snapshots.Prepare", "prepare a snapshot");
             match self.try_call(PREPARE, call).await? {
                 Err(status) if status.code() == Code::AlreadyExists => {}
-                Err(status) => return Err(Error::of(self.socket(), PREPARE, &status)),
+                Err(status) => return Err(Error::of(self.socket(), PREPARE.1, &status)),
                 Ok(_) => {
                     // A writable one: larder has no such layer.
                     self.remove_snapshot(&key).await?;
@@ -160,13 +160,13 @@ impl Containerd {
                 lease,
             );
             let call = async move { client.stat(request).await };
-            const STAT: &str = "look at a snapshot";
+            const STAT: Step = ("snapshots.Stat", "look at a snapshot");
             match self.try_call(STAT, call).await? {
                 Ok(_) => return Ok(()),
                 Err(status) if status.code() == Code::NotFound && again => {
                     self.remove_snapshot(chain).await?;
                 }
-                Err(status) => return Err(Error::of(self.socket(), STAT, &status)),
+                Err(status) => return Err(Error::of(self.socket(), STAT.1, &status)),
             }
         }
         Ok(())
@@ -179,7 +179,8 @@ impl Containerd {
             key: key.to_owned(),
         });
         let call = async move { client.remove(request).await };
-        self.call("remove a snapshot", call).await
+        self.call(("snapshots.Remove", "remove a snapshot"), call)
+            .await
     }
 
     /// Writes a document with its labels; one that is there gets the labels.
@@ -189,7 +190,7 @@ impl Containerd {
         labels: BTreeMap<String, String>,
         lease: &str,
     ) -> Result<(), Error> {
-        const WRITE: &str = "write a manifest";
+        const WRITE: Step = ("content.Write", "write a manifest");
         let digest = document.digest.to_string();
         let size = i64::try_from(document.bytes.len()).unwrap_or(i64::MAX);
         let request = WriteContentRequest {
@@ -217,7 +218,7 @@ impl Containerd {
         match self.try_call(WRITE, call).await? {
             Ok(_) => return Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {}
-            Err(status) => return Err(Error::of(self.socket(), WRITE, &status)),
+            Err(status) => return Err(Error::of(self.socket(), WRITE.1, &status)),
         }
         let paths = labels.keys().map(|key| format!("labels.{key}")).collect();
         let mut client = ContentClient::new(self.channel.clone());
@@ -233,7 +234,9 @@ impl Containerd {
             lease,
         );
         let call = async move { client.update(request).await };
-        self.call("label a manifest", call).await.map(drop)
+        self.call(("content.Update", "label a manifest"), call)
+            .await
+            .map(drop)
     }
 
     /// Gives a name to an image; one that is there moves.
@@ -244,7 +247,7 @@ impl Containerd {
         document: &Document,
         lease: &str,
     ) -> Result<(), Error> {
-        const NAME: &str = "name an image";
+        const NAME: Step = ("images.Create", "name an image");
         let record = Image {
             name,
             labels: wire(image.names.labels()),
@@ -267,7 +270,7 @@ impl Containerd {
         match self.try_call(NAME, call).await? {
             Ok(_) => return Ok(()),
             Err(status) if status.code() == Code::AlreadyExists => {}
-            Err(status) => return Err(Error::of(self.socket(), NAME, &status)),
+            Err(status) => return Err(Error::of(self.socket(), NAME.1, &status)),
         }
         let labels = image.names.labels().into_keys();
         let labels = labels.chain(image.names.surplus_label().map(str::to_owned));
@@ -282,6 +285,6 @@ impl Containerd {
             lease,
         );
         let call = async move { client.update(request).await };
-        self.call(NAME, call).await.map(drop)
+        self.call(("images.Update", NAME.1), call).await.map(drop)
     }
 }

@@ -1,0 +1,415 @@
+//! Containers on larder's snapshots: a real containerd, images that it knows and never pulled, and what becomes of both
+//! when one of them is killed.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::build::{BuiltImage, gzip, noise, tar};
+use crate::support::containerd::{Containerd, Programs, programs, runs};
+use crate::support::hub::Hub;
+use crate::support::process::{AgentProcess, Ended, agent_command, run};
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// An agent, a containerd that has it as snapshotter, and a registry.
+struct Bed {
+    agent: Option<AgentProcess>,
+    containerd: Containerd,
+    hub: Option<Hub>,
+    host: String,
+    dir: tempfile::TempDir,
+}
+
+impl Bed {
+    async fn start(programs: Programs, images: &[(&str, BuiltImage)]) -> Self {
+        let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+        let hosts = dir.path().join("hosts.d").join(&hub.host);
+        fs::create_dir_all(&hosts).unwrap();
+        let text = format!("server = \"http://{}\"\n", hub.host);
+        fs::write(hosts.join("hosts.toml"), text).unwrap();
+        let pause = runs(&[programs.shell()], &["/bin/sleep", "2147483647"]);
+        hub.push("pause", "1", &pause);
+        for (name, image) in images {
+            hub.push(name, "1", image);
+        }
+        let sandbox = hub.reference("pause:1");
+        let agent = start_agent(dir.path());
+        let containerd = Containerd::start(programs, dir.path(), &sandbox, &agent.socket);
+        Bed {
+            agent: Some(agent),
+            containerd,
+            host: hub.host.clone(),
+            hub: Some(hub),
+            dir,
+        }
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}/{name}:1", self.host)
+    }
+
+    fn try_larder(&self, args: &[&str]) -> Ended {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+        command.arg("--socket").arg(self.dir.path().join("s.sock"));
+        run(command.args(args))
+    }
+
+    fn larder(&self, args: &[&str]) -> String {
+        self.try_larder(args).ok()
+    }
+
+    fn kill_agent(&mut self) {
+        self.agent.take().unwrap().kill();
+    }
+
+    fn start_agent(&mut self) {
+        self.agent = Some(start_agent(self.dir.path()));
+    }
+
+    /// Images of larder, by name.
+    fn images(&self) -> Vec<String> {
+        let list: Value = serde_json::from_str(&self.larder(&["images", "-o", "json"])).unwrap();
+        let images = list.as_array().unwrap().iter();
+        images
+            .flat_map(|image| image["repoTags"].as_array().unwrap().clone())
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect()
+    }
+
+    fn layers(&self) -> usize {
+        let entries = fs::read_dir(self.dir.path().join("root/layers")).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name());
+        names
+            .filter(|name| name.to_string_lossy().ends_with(".erofs"))
+            .count()
+    }
+
+    /// Pulls, and waits until containerd knows.
+    fn prepull(&mut self, names: &[&str]) {
+        for name in names {
+            self.larder(&["pull", "-q", &self.name(name)]);
+        }
+        let wanted: Vec<String> = names.iter().map(|name| self.name(name)).collect();
+        self.containerd.until("the images are known", |containerd| {
+            let known = containerd.images();
+            wanted.iter().all(|name| known.contains(name))
+        });
+    }
+
+    fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let started = Instant::now();
+        while !holds(self) {
+            let log = self.agent.as_ref().map(AgentProcess::log);
+            assert!(
+                started.elapsed() < PATIENCE,
+                "{what}: {}\n{}",
+                log.unwrap_or_default(),
+                self.containerd.log()
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+fn start_agent(dir: &Path) -> AgentProcess {
+    let mut command = agent_command(dir);
+    command.arg("--containerd").arg(dir.join("c.sock"));
+    AgentProcess::start_with(dir, command).unwrap_or_else(|(status, log)| panic!("{status}: {log}"))
+}
+
+impl Drop for Bed {
+    /// Before the folders go: mounts of layers are the agent's.
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Some(agent) = &self.agent
+        {
+            eprintln!("the agent's log:\n{}", agent.log());
+        }
+        self.agent = None;
+    }
+}
+
+/// Two layers, of which the upper one hides and replaces.
+fn app(programs: &Programs) -> BuiltImage {
+    let upper = gzip(&tar(&[
+        ("etc/greeting", b"hello\n"),
+        ("opt/data", &noise(7, 300_000)),
+        ("bin/.wh.rm", b""),
+    ]));
+    runs(&[programs.shell(), upper], &["/bin/sleep", "2147483647"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_runs_from_a_prepulled_image_with_the_registry_gone() {
+    let name = "a_pod_runs_from_a_prepulled_image_with_the_registry_gone";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let image = app(&programs);
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    bed.hub = None;
+    let (pod, container) = bed.containerd.pod("one", &bed.name("app"));
+    let script = "cat /etc/greeting; echo new > /etc/new; ls /bin/rm 2>/dev/null; stat -c %a /";
+    assert_eq!(bed.containerd.exec(&container, script), "hello\n755");
+    let root = bed.containerd.rootfs(&container);
+    assert_eq!(fs::read(root.join("opt/data")).unwrap(), noise(7, 300_000));
+    // Nothing was fetched or unpacked: containerd has the documents, larder the folders of the containers.
+    let blobs = bed.containerd.ctr(&["content", "ls", "-q"]).ok();
+    assert_eq!(blobs.lines().count(), 4, "{blobs}");
+    let folders = fs::read_dir(bed.dir.path().join("root/snapshots")).unwrap();
+    assert_eq!(folders.count(), 2);
+
+    // Gone here, gone there; the container runs on.
+    bed.larder(&["rmi", &bed.name("app")]);
+    assert_eq!(bed.containerd.images(), [bed.name("pause")]);
+    assert_eq!(bed.containerd.exec(&container, "cat /etc/new"), "new");
+    assert_eq!(bed.layers(), 2);
+    bed.containerd.crictl(&["rmp", "-f", &pod]);
+    bed.until("the layer went with its container", |bed| bed.layers() == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_that_is_removed_in_containerd_is_removed_here() {
+    let name = "an_image_that_is_removed_in_containerd_is_removed_here";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let images = [("app", app(&programs)), ("other", app(&programs))];
+    let mut bed = Bed::start(programs, &images).await;
+    bed.prepull(&["pause", "app"]);
+    // One name of two: the image stays, and the name is not brought back.
+    bed.larder(&["pull", "-q", &bed.name("other")]);
+    let other = bed.name("other");
+    bed.containerd
+        .until("the second name is known", |containerd| {
+            containerd.images().contains(&other)
+        });
+    bed.containerd.ctr(&["images", "rm", "--sync", &other]).ok();
+    bed.larder(&["pull", "-q", &bed.name("pause")]);
+    assert!(bed.images().contains(&bed.name("app")));
+    // All of them.
+    bed.containerd.crictl(&["rmi", &bed.name("app")]);
+    bed.until("it is gone here", |bed| bed.images() == [bed.name("pause")]);
+    assert_eq!(bed.layers(), 1);
+    // A containerd that lost its data is told again.
+    bed.containerd.lose_everything();
+    fs::remove_dir_all(bed.dir.path().join("containerd")).unwrap();
+    bed.containerd.again();
+    let pause = bed.name("pause");
+    bed.containerd.until("it is told again", |containerd| {
+        containerd.images() == [pause.clone()]
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_outlive_the_agent_and_containerd() {
+    let name = "containers_outlive_the_agent_and_containerd";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let image = app(&programs);
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    bed.hub = None;
+    let (_, first) = bed.containerd.pod("first", &bed.name("app"));
+    let works = |bed: &Bed, container: &str| {
+        let greeting = bed.containerd.exec(container, "cat /etc/greeting");
+        assert_eq!(greeting, "hello");
+    };
+    bed.kill_agent();
+    works(&bed, &first);
+    bed.start_agent();
+    let (_, second) = bed.containerd.pod("second", &bed.name("app"));
+    bed.containerd.kill();
+    bed.containerd.again();
+    for container in [&first, &second] {
+        works(&bed, container);
+    }
+    bed.containerd.kill();
+    bed.kill_agent();
+    bed.start_agent();
+    bed.containerd.again();
+    let (_, third) = bed.containerd.pod("third", &bed.name("app"));
+    for container in [&first, &second, &third] {
+        works(&bed, container);
+    }
+    // As a reboot: all ended, nothing mounted.
+    bed.containerd.lose_everything();
+    bed.kill_agent();
+    assert_eq!(bed.containerd.mounts(), Vec::<PathBuf>::new());
+    bed.start_agent();
+    bed.containerd.again();
+    assert!(bed.containerd.images().contains(&bed.name("app")));
+    let (_, fourth) = bed.containerd.pod("fourth", &bed.name("app"));
+    works(&bed, &fourth);
+    // Those of before can be cleaned up, and nothing is left of them.
+    bed.containerd.crictl(&["rmp", "-f", "-a"]);
+    let folders = bed.dir.path().join("root/snapshots");
+    bed.until("all folders went", |_| {
+        fs::read_dir(&folders).unwrap().count() == 0
+    });
+}
+
+/// Entries of a tar, with all that they can have.
+struct Entries(tar::Builder<Vec<u8>>);
+
+impl Entries {
+    fn new() -> Self {
+        Entries(tar::Builder::new(Vec::new()))
+    }
+
+    fn add(mut self, kind: u8, path: &str, mode: u32, owner: u64, bytes: &[u8]) -> Self {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::new(kind));
+        header.set_mode(mode);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        header.set_mtime(1_600_000_000 + u64::from(mode));
+        if matches!(kind, b'3' | b'4') {
+            header.set_device_major(1).unwrap();
+            header.set_device_minor(7).unwrap();
+        }
+        if matches!(kind, b'1' | b'2') {
+            header.set_size(0);
+            let target = std::str::from_utf8(bytes).unwrap();
+            self.0.append_link(&mut header, path, target).unwrap();
+        } else {
+            header.set_size(bytes.len() as u64);
+            self.0.append_data(&mut header, path, bytes).unwrap();
+        }
+        self
+    }
+
+    fn with(mut self, key: &str, value: &[u8]) -> Self {
+        self.0.append_pax_extensions([(key, value)]).unwrap();
+        self
+    }
+
+    fn layer(self) -> crate::support::build::BuiltLayer {
+        gzip(&self.0.into_inner().unwrap())
+    }
+}
+
+/// Layers that hide, replace, leave out and mark whatever layers can.
+fn hostile() -> BuiltImage {
+    // cap_net_raw=ep
+    let capability = [
+        1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ];
+    let base = Entries::new()
+        .add(b'5', "./", 0o700, 1000, b"")
+        .add(b'5', "usr", 0o711, 5, b"")
+        .add(b'5', "usr/bin", 0o2755, 6, b"")
+        .with("SCHILY.xattr.security.capability", &capability)
+        .add(b'0', "usr/bin/ping", 0o755, 0, &noise(1, 9000))
+        .add(b'0', "usr/bin/su", 0o4755, 0, b"su")
+        .add(b'1', "usr/bin/su-too", 0o4755, 0, b"usr/bin/su")
+        .add(b'2', "usr/bin/sh", 0o777, 3, b"../../bin/nowhere")
+        .with("SCHILY.xattr.user.note", b"line\n=\0x")
+        .add(b'5', "etc", 0o750, 7, b"")
+        .add(b'0', "etc/passwd", 0o640, 8, b"root")
+        .add(b'0', "etc/gone", 0o640, 8, b"gone")
+        .add(b'5', "tmp", 0o1777, 0, b"")
+        .add(b'6', "pipe", 0o600, 9, b"")
+        .add(b'3', "full", 0o666, 0, b"")
+        .add(b'5', "opaque", 0o755, 0, b"")
+        .add(b'0', "opaque/below", 0o644, 0, b"below")
+        .add(b'5', "folder", 0o755, 0, b"")
+        .add(b'0', "folder/file", 0o644, 0, b"file")
+        .add(b'0', "file", 0o644, 0, b"file")
+        .layer();
+    let middle = Entries::new()
+        // Neither usr nor usr/bin is named: theirs must show.
+        .add(b'0', "usr/bin/tool", 0o755, 0, &noise(2, 70_000))
+        .add(b'0', "tmp/left", 0o600, 1, b"left")
+        .add(b'0', "etc/.wh.gone", 0o644, 0, b"")
+        .add(b'0', "opaque/.wh..wh..opq", 0o644, 0, b"")
+        .add(b'0', "opaque/above", 0o644, 0, b"above")
+        .add(b'0', "folder", 0o644, 0, b"a file now")
+        .add(b'5', "file", 0o700, 2, b"")
+        .add(b'0', "file/within", 0o644, 0, b"a folder now")
+        .layer();
+    let top = Entries::new()
+        .add(b'0', ".wh.pipe", 0o644, 0, b"")
+        .add(b'0', "etc/passwd", 0o600, 0, b"root, again")
+        .add(b'0', "new/deep/er", 0o644, 4, b"nobody named the folders")
+        .layer();
+    // A layer that occurs twice.
+    let layers = [base, middle.clone(), top, middle];
+    runs(&layers, &["/none"])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containers_see_what_they_see_on_containerds_own_snapshots() {
+    use std::os::unix::fs::MetadataExt;
+
+    let name = "containers_see_what_they_see_on_containerds_own_snapshots";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let image = hostile();
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    let reference = bed.name("app");
+    let look = |bed: &Bed, namespace: &str, snapshotter: &str, writable: bool| {
+        let target = bed.dir.path().join("look");
+        fs::create_dir_all(&target).unwrap();
+        let at = target.to_str().unwrap();
+        let ctr = |args: &[&str]| {
+            let all: Vec<&str> = ["-n", namespace, "images"]
+                .into_iter()
+                .chain(args.iter().copied())
+                .collect();
+            bed.containerd.ctr(&all).ok()
+        };
+        if namespace != "k8s.io" {
+            let how = ["pull", "--local", "--plain-http", "--snapshotter"];
+            let how: Vec<&str> = how.into_iter().chain([snapshotter, &reference]).collect();
+            ctr(&how);
+        }
+        let mut how = vec!["mount", "--snapshotter", snapshotter];
+        how.extend(writable.then_some("--rw"));
+        how.extend([reference.as_str(), at]);
+        ctr(&how);
+        let root = fs::metadata(&target).unwrap();
+        let mut facts = crate::ingest::facts(&target);
+        facts.insert(
+            String::new(),
+            format!("{:o} {}:{}", root.mode(), root.uid(), root.gid()),
+        );
+        ctr(&["unmount", "--rm", "--snapshotter", snapshotter, at]);
+        facts
+    };
+    let wanted = look(&bed, "plain", "overlayfs", false);
+    assert!(wanted.len() > 20, "{wanted:#?}");
+    // Unpacked by containerd into folders of larder's, and then of layers that larder pulled.
+    assert_eq!(look(&bed, "folders", "larder", false), wanted);
+    bed.prepull(&["app"]);
+    for writable in [false, true] {
+        assert_eq!(look(&bed, "k8s.io", "larder", writable), wanted);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_of_130_layers_runs() {
+    let name = "an_image_of_130_layers_runs";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let mut layers = vec![programs.shell()];
+    for number in 0..129 {
+        let path = format!("etc/{number}");
+        layers.push(gzip(&tar(&[(&path, path.as_bytes())])));
+    }
+    let image = runs(&layers, &["/bin/sleep", "2147483647"]);
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    let (_, container) = bed.containerd.pod("deep", &bed.name("app"));
+    let count = bed.containerd.exec(&container, "ls /etc");
+    assert!(count.lines().count() >= 129, "{count}");
+}
