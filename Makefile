@@ -7,7 +7,7 @@ CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench bench-scale cluster cluster-down install image clean manifests
+.PHONY: help build test lint fmt bench bench-scale critest cluster cluster-down install image clean manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -29,6 +29,10 @@ bench: ## measure pulls side by side with containerd (root)
 
 bench-scale: ## measure what SCALE (--nodes 2000) simulated agents cost an API server
 	@tests/bench/scale.sh $(SCALE)
+
+critest: ## run the whole of critest on containerd alone and with larder (root); lists and logs in OUT
+	$(CARGO) build --locked
+	python3 tests/bed/critest.py $(TARGET_DIR)/debug/larder $(or $(OUT),$(TARGET_DIR)/critest)
 
 cluster: ## start a real Kubernetes cluster in CLUSTER to play with; with root it has a node that runs pods
 	$(CARGO) build --locked

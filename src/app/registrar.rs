@@ -204,9 +204,7 @@ impl Registrar {
             }
             None => {
                 let id = id.to_string();
-                let names = known.iter().filter(|known| known.image() == Some(&id));
-                let held = self.held_names();
-                let gone = names.filter(|known| !held.contains(&known.name));
+                let gone = self.gone(&known, |known| known.image() == Some(&id));
                 self.forget(gone).await
             }
         }
@@ -215,14 +213,13 @@ impl Registrar {
     /// Compares all names here and there.
     async fn survey(&mut self) -> Result<(), ContainerdError> {
         let known = self.containerd.names().await?;
-        let held = self.held_names();
-        let ours = known.iter().filter(|known| known.image().is_some());
-        self.forget(ours.filter(|known| !held.contains(&known.name)))
-            .await?;
+        let gone = self.gone(&known, |known| known.image().is_some());
+        self.forget(gone).await?;
         let now = Instant::now();
         self.forgotten
             .retain(|_, at| now.saturating_duration_since(*at) < OURS);
         let images = self.cache.shown().list();
+        let held = self.held_names();
         self.refused.retain(|name, _| held.contains(name));
         let lacking = images.iter().filter(|image| {
             let names = self.names(image);
@@ -301,17 +298,13 @@ impl Registrar {
         Ok(())
     }
 
-    async fn forget(
-        &mut self,
-        names: impl Iterator<Item = &Registered>,
-    ) -> Result<(), ContainerdError> {
-        let mut names = names.peekable();
-        while let Some(known) = names.next() {
-            self.forgotten.insert(known.name.clone(), Instant::now());
+    async fn forget(&mut self, names: Vec<String>) -> Result<(), ContainerdError> {
+        let last = names.len().saturating_sub(1);
+        for (at, name) in names.into_iter().enumerate() {
+            self.forgotten.insert(name.clone(), Instant::now());
             // With the last name goes what they led to.
-            let collect = names.peek().is_none();
-            self.containerd.forget(&known.name, collect).await?;
-            tracing::info!(name = known.name, "Image taken away from containerd");
+            self.containerd.forget(&name, at == last).await?;
+            tracing::info!(name, "Image taken away from containerd");
         }
         Ok(())
     }
@@ -367,6 +360,14 @@ impl Registrar {
             pinned: image.pinned,
             pulled_at: image.pulled_at,
         }
+    }
+
+    /// Names there that are not shown here.
+    fn gone(&self, known: &[Registered], which: impl Fn(&Registered) -> bool) -> Vec<String> {
+        let held = self.held_names();
+        let known = known.iter().filter(|known| which(known));
+        let gone = known.filter(|known| !held.contains(&known.name));
+        gone.map(|known| known.name.clone()).collect()
     }
 
     /// All names that are shown here.

@@ -54,9 +54,9 @@ impl Snapshots {
         self.block(move |store| store.remove_snapshot(&key)).await
     }
 
-    /// One snapshot. From memory.
-    pub fn stat(&self, key: &str) -> Result<SnapshotInfo, Failure> {
-        self.store.snapshot(key).map_err(Failure::from)
+    /// One snapshot.
+    pub async fn stat(&self, key: String) -> Result<SnapshotInfo, Failure> {
+        self.block(move |store| store.snapshot(&key)).await
     }
 
     /// All snapshots, by name. From memory.

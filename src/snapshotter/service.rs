@@ -5,10 +5,10 @@ use std::pin::Pin;
 use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
+use super::convert;
 use super::filter::Filters;
 use super::proto::*;
-use super::{convert, status};
-use crate::cache::{NewSnapshot, SnapshotFailure, Snapshots as Cached};
+use crate::cache::{NewSnapshot, Snapshots as Cached};
 
 /// Snapshots of one message of a list.
 const PAGE: usize = 100;
@@ -29,10 +29,6 @@ impl Snapshotter {
     pub fn server(self) -> SnapshotsServer<Self> {
         SnapshotsServer::new(self)
     }
-}
-
-fn failed(failure: SnapshotFailure) -> Status {
-    status::of(&failure)
 }
 
 /// The labels that an update names; `None` for all of them.
@@ -68,7 +64,7 @@ impl Snapshots for Snapshotter {
             labels: convert::labels(request.labels),
             now_ms: convert::now_ms(),
         };
-        let mounts = self.snapshots.prepare(new).await.map_err(failed)?;
+        let mounts = self.snapshots.prepare(new).await?;
         Ok(Response::new(PrepareSnapshotResponse {
             mounts: convert::mounts(mounts),
         }))
@@ -85,7 +81,7 @@ impl Snapshots for Snapshotter {
             labels: convert::labels(request.labels),
             now_ms: convert::now_ms(),
         };
-        let mounts = self.snapshots.view(new).await.map_err(failed)?;
+        let mounts = self.snapshots.view(new).await?;
         Ok(Response::new(ViewSnapshotResponse {
             mounts: convert::mounts(mounts),
         }))
@@ -96,7 +92,7 @@ impl Snapshots for Snapshotter {
         request: Request<MountsRequest>,
     ) -> Result<Response<MountsResponse>, Status> {
         let key = request.into_inner().key;
-        let mounts = self.snapshots.mounts(key).await.map_err(failed)?;
+        let mounts = self.snapshots.mounts(key).await?;
         Ok(Response::new(MountsResponse {
             mounts: convert::mounts(mounts),
         }))
@@ -113,10 +109,7 @@ impl Snapshots for Snapshotter {
             labels: convert::labels(request.labels),
             now_ms: convert::now_ms(),
         };
-        self.snapshots
-            .commit(request.key, new)
-            .await
-            .map_err(failed)?;
+        self.snapshots.commit(request.key, new).await?;
         Ok(Response::new(()))
     }
 
@@ -125,7 +118,7 @@ impl Snapshots for Snapshotter {
         request: Request<RemoveSnapshotRequest>,
     ) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
-        self.snapshots.remove(key).await.map_err(failed)?;
+        self.snapshots.remove(key).await?;
         Ok(Response::new(()))
     }
 
@@ -133,9 +126,9 @@ impl Snapshots for Snapshotter {
         &self,
         request: Request<StatSnapshotRequest>,
     ) -> Result<Response<StatSnapshotResponse>, Status> {
-        let info = self.snapshots.stat(&request.into_inner().key);
+        let info = self.snapshots.stat(request.into_inner().key).await;
         Ok(Response::new(StatSnapshotResponse {
-            info: Some(convert::info(info.map_err(failed)?)),
+            info: Some(convert::info(info?)),
         }))
     }
 
@@ -153,7 +146,7 @@ impl Snapshots for Snapshotter {
             .snapshots
             .label(info.name, labels, named, convert::now_ms());
         Ok(Response::new(UpdateSnapshotResponse {
-            info: Some(convert::info(changed.await.map_err(failed)?)),
+            info: Some(convert::info(changed.await?)),
         }))
     }
 
@@ -178,7 +171,7 @@ impl Snapshots for Snapshotter {
         request: Request<UsageRequest>,
     ) -> Result<Response<UsageResponse>, Status> {
         let key = request.into_inner().key;
-        let usage = self.snapshots.usage(key).await.map_err(failed)?;
+        let usage = self.snapshots.usage(key).await?;
         let number = |count: u64| i64::try_from(count).unwrap_or(i64::MAX);
         Ok(Response::new(UsageResponse {
             size: number(usage.bytes),
@@ -187,7 +180,7 @@ impl Snapshots for Snapshotter {
     }
 
     async fn cleanup(&self, _: Request<CleanupRequest>) -> Result<Response<()>, Status> {
-        self.snapshots.cleanup().await.map_err(failed)?;
+        self.snapshots.cleanup().await?;
         Ok(Response::new(()))
     }
 }

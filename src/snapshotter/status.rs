@@ -7,7 +7,13 @@ use crate::cache::{ErrorKind, SnapshotError, SnapshotFailure};
 /// Longest text; it travels in a header.
 const MAX_MESSAGE: usize = 2048;
 
-pub(super) fn of(failure: &SnapshotFailure) -> Status {
+impl From<SnapshotFailure> for Status {
+    fn from(failure: SnapshotFailure) -> Self {
+        of(&failure)
+    }
+}
+
+fn of(failure: &SnapshotFailure) -> Status {
     let code = match failure {
         SnapshotFailure::Snapshot(error) => match error {
             SnapshotError::NotFound(_) => Code::NotFound,

@@ -38,6 +38,7 @@ pub struct Metrics {
     layers: Bytes,
     segments: Bytes,
     snapshots: Family<Kind, Bytes>,
+    mounted: Bytes,
     dedup_saved: Counter,
     gc_freed: Counter,
     gc_layers: Counter,
@@ -54,6 +55,7 @@ impl Default for Metrics {
             layers: Gauge::default(),
             segments: Gauge::default(),
             snapshots: Family::default(),
+            mounted: Gauge::default(),
             dedup_saved: Counter::default(),
             gc_freed: Counter::default(),
             gc_layers: Counter::default(),
@@ -99,6 +101,11 @@ impl Metrics {
             "larder_snapshots",
             "Snapshots that a container runtime has, by kind: active ones are those of containers",
             &|r, n, h| r.register(n, h, m.snapshots.clone()),
+        );
+        add(
+            "larder_store_mounts",
+            "Layers that are mounted, each once for all containers that have it",
+            &|r, n, h| r.register(n, h, m.mounted.clone()),
         );
         add(
             "larder_dedup_saved_bytes",
@@ -156,6 +163,10 @@ impl Metrics {
             let gauge = self.snapshots.get_or_create_owned(&Kind { kind });
             gauge.set(*count);
         }
+    }
+
+    pub(super) fn mounted(&self, count: usize) {
+        self.mounted.set(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     pub(super) fn saved(&self, bytes: u64) {

@@ -2,6 +2,7 @@
 //! when one of them is killed.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -387,12 +388,42 @@ async fn containers_see_what_they_see_on_containerds_own_snapshots() {
     };
     let wanted = look(&bed, "plain", "overlayfs", false);
     assert!(wanted.len() > 20, "{wanted:#?}");
+    let same = |found: &BTreeMap<String, String>| {
+        let names = |facts: &BTreeMap<String, String>| facts.keys().cloned().collect::<Vec<_>>();
+        assert_eq!(names(found), names(&wanted));
+        for (name, wanted) in &wanted {
+            let found = &found[name];
+            // containerd leaves directories into which it unpacked another layer at the time of that.
+            if is_recent(wanted) {
+                assert_eq!(timeless(found), timeless(wanted), "{name}");
+            } else {
+                assert_eq!(found, wanted, "{name}");
+            }
+        }
+    };
     // Unpacked by containerd into folders of larder's, and then of layers that larder pulled.
-    assert_eq!(look(&bed, "folders", "larder", false), wanted);
+    same(&look(&bed, "folders", "larder", false));
     bed.prepull(&["app"]);
     for writable in [false, true] {
-        assert_eq!(look(&bed, "k8s.io", "larder", writable), wanted);
+        same(&look(&bed, "k8s.io", "larder", writable));
     }
+}
+
+/// Whether a file's time is of this test and not of its image.
+fn is_recent(fact: &str) -> bool {
+    let seconds = fact
+        .split([' ', '.'])
+        .nth(2)
+        .and_then(|time| time.parse().ok());
+    seconds.is_some_and(|seconds: i64| seconds > 1_700_000_000)
+}
+
+fn timeless(fact: &str) -> Vec<&str> {
+    let words = fact.split(' ').enumerate();
+    words
+        .filter(|(at, _)| *at != 2)
+        .map(|(_, word)| word)
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,13 +20,17 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::{DiffId, Digest};
 
+use super::layout::EMPTY;
 use super::records::{ChainedLayer, Change, SnapshotRow};
-use super::{Error, Inner, State, Store};
+use super::{Error, Inner, State, Store, files};
 
 /// Names the chain that a runtime is about to unpack.
 const REF: &str = "containerd.io/snapshot.ref";
 /// Names the layer on top of it, where the runtime is new enough.
 const DIFF_ID: &str = "containerd.io/snapshot/diff-id";
+
+/// Begins the names of snapshots that show layers of the store; the chain follows.
+const OURS: &str = "larder/";
 
 /// Longest name of a snapshot, in bytes.
 const MAX_NAME: usize = 1024;
@@ -259,9 +263,15 @@ impl Store {
         Ok(())
     }
 
-    /// One snapshot. From memory.
+    /// One snapshot. Blocking where its row was lost and is made anew; else from memory.
     pub fn snapshot(&self, key: &str) -> Result<SnapshotInfo> {
-        let row = self.inner.snapshot_row(key)?;
+        let row = self.inner.snapshot_row(key).or_else(|error| {
+            if !key.starts_with(OURS) {
+                return Err(error);
+            }
+            let _commits = self.inner.commits();
+            self.inner.revive(key)
+        })?;
         Ok(info(key, &row))
     }
 
@@ -334,6 +344,23 @@ impl Store {
     }
 }
 
+/// The committed snapshot of a layer, with its name.
+fn shown(layer: ChainedLayer, parent: Option<String>, at: i64) -> (String, SnapshotRow) {
+    let name = format!("{OURS}{}", layer.chain);
+    let row = SnapshotRow {
+        id: 0,
+        kind: SnapshotKind::Committed,
+        parent,
+        labels: [(REF.to_owned(), layer.chain.to_string())].into(),
+        created_at: at,
+        updated_at: at,
+        layer: Some(layer),
+        usage: SnapshotUsage::default(),
+        fixup: None,
+    };
+    (name, row)
+}
+
 fn info(name: &str, row: &SnapshotRow) -> SnapshotInfo {
     SnapshotInfo {
         name: name.to_owned(),
@@ -404,7 +431,11 @@ impl Inner {
             }
         }
         if let Some(parent) = parent
-            && self.snapshot_row(parent)?.kind != SnapshotKind::Committed
+            && self
+                .snapshot_row(parent)
+                .or_else(|_| self.revive(parent))?
+                .kind
+                != SnapshotKind::Committed
         {
             return Err(SnapshotError::Invalid(format!(
                 "snapshot {parent:?} is not committed: nothing can stand on it"
@@ -484,23 +515,54 @@ impl Inner {
             }
             Err(error) => return Err(error.into()),
         }
-        let name = format!("larder/{}", layer.chain);
-        let mut labels = new.labels.clone();
-        labels.insert(REF.to_owned(), target.to_owned());
-        let row = SnapshotRow {
-            id: 0,
-            kind: SnapshotKind::Committed,
-            parent: parent.map(str::to_owned),
-            labels,
-            created_at: new.now_ms,
-            updated_at: new.now_ms,
-            layer: Some(layer),
-            usage: SnapshotUsage::default(),
-            fixup: None,
-        };
-        self.apply(vec![Change::PutSnapshot(name, row)])?;
+        let mut row = shown(layer, parent.map(str::to_owned), new.now_ms);
+        row.1.labels.extend(new.labels.clone());
+        self.apply(vec![Change::PutSnapshot(row.0, row.1)])?;
         self.count_snapshots();
         Ok(true)
+    }
+
+    /// Makes the snapshot of a chain anew, and those below it, where the store has an image that begins with it. A runtime
+    /// asks for one that is not here when our database was lost and the image was pulled again. The caller holds the
+    /// commit lock.
+    fn revive(&self, key: &str) -> Result<SnapshotRow> {
+        let lost = || SnapshotError::NotFound(key.chars().take(MAX_NAME).collect());
+        let chain = key.strip_prefix(OURS).and_then(|chain| chain.parse().ok());
+        let chain: Digest = chain.ok_or_else(lost)?;
+        let rows = {
+            let state = self.state();
+            let mut images = state.records.visible().values();
+            let found = images.find_map(|image| {
+                let mut rows: Vec<(String, SnapshotRow)> = Vec::new();
+                for layer in &image.record.layers {
+                    let below = rows.last().map(|(name, _)| name.clone());
+                    let chained = ChainedLayer {
+                        chain: chain::of(
+                            rows.last()
+                                .and_then(|(_, row)| row.layer.as_ref())
+                                .map(|below| &below.chain),
+                            &layer.diff_id,
+                        ),
+                        diff_id: layer.diff_id.clone(),
+                    };
+                    let last = chained.chain == chain;
+                    rows.push(shown(chained, below, image.record.pulled_at));
+                    if last {
+                        return Some(rows);
+                    }
+                }
+                None
+            });
+            let mut rows = found.ok_or_else(lost)?;
+            rows.retain(|(name, _)| !state.records.snapshots.contains_key(name));
+            rows
+        };
+        tracing::info!(snapshot = key, "Made a snapshot anew that containerd knows");
+        let changes = rows.into_iter();
+        let changes = changes.map(|(name, row)| Change::PutSnapshot(name, row));
+        self.apply(changes.collect())?;
+        self.count_snapshots();
+        self.snapshot_row(key)
     }
 
     fn count_snapshots(&self) {
@@ -516,6 +578,10 @@ impl Inner {
             }
         }
         self.metrics.snapshots(&counts);
+        drop(state);
+        let mounted = files::names(&self.layout.mounts()).unwrap_or_default();
+        let mounted = mounted.iter().filter(|name| *name != EMPTY).count();
+        self.metrics.mounted(mounted);
     }
 
     /// Makes folders and rows agree, after the store was opened.

@@ -323,3 +323,51 @@ fn layers_are_mounted_when_they_are_needed_and_damage_is_named() {
     );
     assert_eq!(store.snapshots().len(), 3);
 }
+
+#[test]
+fn a_snapshot_that_a_lost_database_had_comes_back_with_its_image() {
+    let bench = Bench::new();
+    let store = bench.store();
+    let lease = store.lease();
+    let layers = [ingest(store, 1, &lease), ingest(store, 2, &lease)];
+    let both = chain::of(Some(&layers[0].0), &layers[1]);
+    let name = format!("larder/{both}");
+    assert_eq!(fault(store.snapshot(&name)), "not found");
+    let record = |id: &[u8]| crate::store::ImageRecord {
+        id: crate::image::ImageId(Digest::sha256(id)),
+        platform: crate::image::Platform::host(),
+        manifest: Digest::sha256(b"manifest"),
+        layers: layers
+            .iter()
+            .map(|layer| crate::store::LayerRef {
+                diff_id: layer.clone(),
+                blob: layer.0.clone(),
+                size: 1,
+                media_type: String::new(),
+            })
+            .collect(),
+        created: None,
+        size: 1,
+        user: String::new(),
+        labels: BTreeMap::new(),
+        pulled_at: 5,
+        last_used_at: 5,
+        pinned: false,
+        staged: false,
+    };
+    let commit = crate::store::ImageCommit {
+        record: record(b"config"),
+        names: Vec::new(),
+        blobs: Vec::new(),
+    };
+    store.commit_image(&commit, &lease).unwrap();
+    let info = store.snapshot(&name).unwrap();
+    let below = format!("larder/{}", layers[0]);
+    assert_eq!(info.parent, Some(below.clone()));
+    assert_eq!(info.labels.get(REF), Some(&both.to_string()));
+    assert_eq!(store.snapshot(&below).unwrap().parent, None);
+    assert_eq!(store.snapshots().len(), 2);
+    for unknown in ["larder/", "larder/x", &format!("larder/{}", layers[1])] {
+        assert_eq!(fault(store.snapshot(unknown)), "not found", "{unknown}");
+    }
+}
