@@ -34,7 +34,7 @@ IMAGES = {
     "e2e-test-images/httpd:2.4.39-4": WEB,
     f"{STAGING}/hostnet-nginx-{ARCH}:latest": {"Cmd": ["/bin/sh", "-c", "httpd -f -p 12003 -h /www"]},
     "pause:3.9": {"Entrypoint": ["/bin/sleep", "2147483647"]},
-    "pause:3.10": {"Entrypoint": ["/bin/sleep", "2147483647"], "Labels": {"for": "sandboxes"}},
+    "pause:3.10": {"Entrypoint": ["/bin/sleep", "2147483647"]},
     f"{STAGING}/test-image-user-uid:latest": {"User": "1002"},
     f"{STAGING}/test-image-user-username:latest": {"User": "www-data"},
     f"{STAGING}/test-image-user-uid-group:latest": {"User": "1003:users"},
@@ -104,7 +104,7 @@ def push(work, host):
         config = {
             "architecture": ARCH,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], **config, "Labels": {"name": name}},
+            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], **config, "Labels": {"name": name}},
             "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(tar).hexdigest()]},
         }
         manifest = {

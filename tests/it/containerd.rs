@@ -14,6 +14,7 @@ use crate::support::build::{BuiltImage, gzip, noise, tar};
 use crate::support::containerd::{Containerd, Programs, programs, runs};
 use crate::support::hub::Hub;
 use crate::support::process::{AgentProcess, Ended, agent_command, run};
+use crate::support::{need, skip};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -28,7 +29,15 @@ struct Bed {
 
 impl Bed {
     async fn start(programs: Programs, images: &[(&str, BuiltImage)]) -> Self {
-        let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+        Self::start_in(tempfile::tempdir().unwrap(), programs, images).await
+    }
+
+    async fn start_in(
+        dir: tempfile::TempDir,
+        programs: Programs,
+        images: &[(&str, BuiltImage)],
+    ) -> Self {
+        let hub = Hub::start().await;
         let hosts = dir.path().join("hosts.d").join(&hub.host);
         fs::create_dir_all(&hosts).unwrap();
         let text = format!("server = \"http://{}\"\n", hub.host);
@@ -197,7 +206,7 @@ async fn an_image_that_is_removed_in_containerd_is_removed_here() {
     // All of them.
     bed.containerd.crictl(&["rmi", &bed.name("app")]);
     bed.until("it is gone here", |bed| bed.images() == [bed.name("pause")]);
-    assert_eq!(bed.layers(), 1);
+    bed.until("its own layer too", |bed| bed.layers() == 1);
     // A containerd that lost its data is told again.
     bed.containerd.lose_everything();
     fs::remove_dir_all(bed.dir.path().join("containerd")).unwrap();
@@ -358,7 +367,7 @@ async fn containers_see_what_they_see_on_containerds_own_snapshots() {
     let mut bed = Bed::start(programs, &[("app", image)]).await;
     let reference = bed.name("app");
     let look = |bed: &Bed, namespace: &str, snapshotter: &str, writable: bool| {
-        let target = bed.dir.path().join("look");
+        let target = bed.dir.path().join(format!("{namespace}-{writable}"));
         fs::create_dir_all(&target).unwrap();
         let at = target.to_str().unwrap();
         let ctr = |args: &[&str]| {
@@ -443,4 +452,73 @@ async fn an_image_of_130_layers_runs() {
     let (_, container) = bed.containerd.pod("deep", &bed.name("app"));
     let count = bed.containerd.exec(&container, "ls /etc");
     assert!(count.lines().count() >= 129, "{count}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_is_said_and_passes() {
+    let name = "a_full_disk_is_said_and_passes";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let Some([mkfs, mount]) = need(name, ["mkfs.ext4", "mount"]) else {
+        return;
+    };
+    let image = app(&programs);
+    let dir = tempfile::tempdir().unwrap();
+    let (root, disk) = (dir.path().join("root"), dir.path().join("disk"));
+    fs::create_dir_all(&root).unwrap();
+    fs::File::create(&disk).unwrap().set_len(48 << 20).unwrap();
+    run(Command::new(mkfs).arg("-q").arg(&disk)).ok();
+    let mounted = run(Command::new(mount)
+        .args(["-o", "loop"])
+        .arg(&disk)
+        .arg(&root));
+    if !mounted.success {
+        return skip(name, &format!("no loop device: {}", mounted.stderr.trim()));
+    }
+    let mut bed = Bed::start_in(dir, programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    let (_, container) = bed.containerd.pod("writer", &bed.name("app"));
+    let script = "dd if=/dev/zero of=/big bs=1M count=100 2>&1 || echo refused";
+    let written = bed.containerd.exec(&container, script);
+    assert!(
+        written.contains("No space left") && written.contains("refused"),
+        "{written}"
+    );
+    // The disk is full to the last block: nothing new can be made, and nothing of it stays.
+    let before = bed
+        .containerd
+        .ctr(&["snapshots", "--snapshotter", "larder", "ls"])
+        .ok();
+    let parent = before
+        .lines()
+        .filter(|line| line.contains("Committed"))
+        .filter_map(|line| line.split_whitespace().next())
+        .next_back()
+        .unwrap();
+    let prepare = [
+        "snapshots",
+        "--snapshotter",
+        "larder",
+        "prepare",
+        "more",
+        parent,
+    ];
+    let refused = bed.containerd.ctr(&prepare);
+    let folders = || fs::read_dir(root.join("snapshots")).unwrap().count();
+    if !refused.success {
+        assert!(
+            refused.stderr.contains("no space left"),
+            "{}",
+            refused.stderr
+        );
+        assert_eq!(folders(), 2);
+    }
+    assert_eq!(
+        bed.containerd.exec(&container, "cat /etc/greeting"),
+        "hello"
+    );
+    bed.containerd.exec(&container, "rm /big");
+    let (_, second) = bed.containerd.pod("second", &bed.name("app"));
+    assert_eq!(bed.containerd.exec(&second, "cat /etc/greeting"), "hello");
 }

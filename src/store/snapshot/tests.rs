@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::image::Compression;
+use crate::image::{Compression, DiffId, Digest};
 use crate::store::{LayerSource, Lease, Limits, Metrics, Options};
 
 struct Bench {
