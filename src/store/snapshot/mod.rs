@@ -20,7 +20,7 @@ use std::time::Instant;
 use serde::{Deserialize, Serialize};
 
 use super::layout::EMPTY;
-use super::records::{ChainedLayer, Change, SnapshotRow};
+use super::records::{Change, SnapshotRow};
 use super::{Error, Inner, Store, files};
 
 /// Names the chain that a runtime is about to unpack.
