@@ -1,15 +1,19 @@
 //! The socket of an agent: its services, what runs beside them, and how they stop.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 use tonic::server::NamedService;
 use tonic::service::Routes;
 use tonic::transport::Server;
+use tonic::transport::server::Connected;
 use tonic_health::server::HealthReporter;
 
 use super::config::Config;
@@ -25,7 +29,9 @@ use crate::control::proto::prepulls_server::PrepullsServer;
 use crate::cri::proto::image_service_server::ImageServiceServer;
 use crate::cri::proto::runtime_service_server::RuntimeServiceServer;
 use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket};
-use crate::lifecycle::{Check, Readiness, Shutdown, Tasks, notify, watchdog};
+use crate::lifecycle::{
+    Check, ConnectionLimits, Guarded, Readiness, Shutdown, Tasks, notify, watchdog,
+};
 use crate::runtime;
 use crate::snapshotter::proto::SnapshotsServer;
 use crate::snapshotter::{self, Snapshotter};
@@ -39,6 +45,16 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_CALLS: u32 = 256;
 /// Of one request's metadata.
 const MAX_HEADER_BYTES: u32 = 32 << 10;
+/// Connections at once to the address that answers questions.
+const MAX_ASKERS: usize = 32;
+/// A gRPC client sends the 24 bytes of the HTTP/2 preface at once.
+const ASKERS: ConnectionLimits = ConnectionLimits {
+    first_bytes: 24,
+    first_within: Duration::from_secs(5),
+    idle: None,
+};
+/// After a connection that could not be accepted.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Of one scrub step: at the default interval about 90 GB a day, for a tenth of a second of hashing a minute.
 const SCRUB_BYTES: u64 = 64 << 20;
 /// What stopping may take after its limit, for threads in the middle of a write.
@@ -77,6 +93,8 @@ pub(super) struct Service {
     registrar: Option<Registrar>,
     /// Where larder itself holds the images.
     own: Option<(Cache, Store)>,
+    /// What answers questions from elsewhere.
+    answers: Option<(TcpListener, Routes)>,
 }
 
 impl Service {
@@ -118,6 +136,9 @@ impl Service {
                 declared.as_ref().map(Declared::status),
             ))
             .add_service(Snapshotter::new(cache.snapshots()).server());
+        let answers = Routes::new(control::answers(cache.clone())).add_service(
+            control::prepulls_server(declared.as_ref().map(Declared::status)),
+        );
         let own = [
             cri::proto::DESCRIPTORS,
             control::proto::DESCRIPTORS,
@@ -131,6 +152,7 @@ impl Service {
             declared,
             registrar,
             own: Some((cache, store)),
+            answers: listen(config.control, answers).await?,
         }))
     }
 
@@ -156,6 +178,7 @@ impl Service {
                 )?;
         let mut routes = Routes::builder();
         routes.add_service(control::prepulls_server(Some(declared.status())));
+        let answers = Routes::new(control::prepulls_server(Some(declared.status())));
         let names = &[PREPULLS];
         Ok(Service {
             health: tell_of(&mut routes, &[control::proto::DESCRIPTORS], names).await?,
@@ -164,6 +187,7 @@ impl Service {
             declared: Some(declared),
             registrar: None,
             own: None,
+            answers: listen(config.control, answers).await?,
         })
     }
 
@@ -181,6 +205,12 @@ impl Service {
         let socket = Socket::bind(&config.socket)?;
         tracing::info!(socket = %socket.path().display(), "Socket served");
         let tasks = Tasks::new();
+        if let Some((listener, routes)) = self.answers {
+            tasks.spawn(
+                "control",
+                serve_answers(routes, layer.clone(), listener, shutdown.clone()),
+            );
+        }
         let mut served = tasks.spawn(
             "socket",
             serve_socket(self.routes, layer, socket.incoming(), shutdown.clone()),
@@ -226,6 +256,19 @@ impl Service {
         stop(config.drain_timeout, cache.as_ref(), &tasks).await;
         result
     }
+}
+
+async fn listen(
+    address: Option<SocketAddr>,
+    routes: Routes,
+) -> anyhow::Result<Option<(TcpListener, Routes)>> {
+    let Some(address) = address else {
+        return Ok(None);
+    };
+    let listener = TcpListener::bind(address)
+        .await
+        .with_context(|| format!("control address {address}"))?;
+    Ok(Some((listener, routes)))
 }
 
 /// Adds what tells of the other services: their health, and their descriptors.
@@ -310,6 +353,47 @@ async fn stop(limit: Duration, cache: Option<&Cache>, tasks: &Tasks) {
     );
 }
 
+/// A server within limits.
+fn limited() -> Server {
+    Server::builder()
+        .http2_keepalive_interval(Some(PING_AFTER))
+        .http2_keepalive_timeout(Some(PING_TIMEOUT))
+        .max_concurrent_streams(Some(MAX_CALLS))
+        .http2_max_header_list_size(Some(MAX_HEADER_BYTES))
+}
+
+/// As [`serve_socket`], for the address that answers questions.
+async fn serve_answers(
+    services: Routes,
+    layer: RpcLayer,
+    listener: TcpListener,
+    shutdown: Shutdown,
+) -> Result<(), tonic::transport::Error> {
+    let places = Arc::new(Semaphore::new(MAX_ASKERS));
+    let incoming = futures_util::stream::unfold((listener, places), |(listener, places)| async {
+        let place = places.clone().acquire_owned().await.ok()?;
+        let stream = loop {
+            match listener.accept().await {
+                Ok((stream, _)) => break stream,
+                // No file descriptor left, or a peer gone already: no reason to end.
+                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            }
+        };
+        let guarded = Guarded::new(stream, ASKERS, place);
+        Some((Ok::<_, io::Error>(guarded), (listener, places)))
+    });
+    limited()
+        .layer(layer)
+        .add_routes(services)
+        .serve_with_incoming_shutdown(incoming, async move { shutdown.wait().await })
+        .await
+}
+
+impl Connected for Guarded<TcpStream> {
+    type ConnectInfo = ();
+    fn connect_info(&self) -> Self::ConnectInfo {}
+}
+
 /// Serves the connections of a socket until shutdown is asked for, and then until the last one ends: the caller
 /// limits that. Peers that are gone are found by pings, those that never speak by the socket.
 pub async fn serve_socket(
@@ -318,12 +402,8 @@ pub async fn serve_socket(
     incoming: Incoming,
     shutdown: Shutdown,
 ) -> Result<(), tonic::transport::Error> {
-    Server::builder()
+    limited()
         .layer(layer)
-        .http2_keepalive_interval(Some(PING_AFTER))
-        .http2_keepalive_timeout(Some(PING_TIMEOUT))
-        .max_concurrent_streams(Some(MAX_CALLS))
-        .http2_max_header_list_size(Some(MAX_HEADER_BYTES))
         .add_routes(services)
         .serve_with_incoming_shutdown(incoming, async move { shutdown.wait().await })
         .await

@@ -58,7 +58,7 @@ impl Client {
             .await
             .map_err(|cause| Failure::new(format!("{}: {cause}", socket.display())))?;
         Ok(Client {
-            images: client(channel.clone()),
+            images: images_client(channel.clone()),
             prepulls: Some(PrepullsClient::new(channel).max_decoding_message_size(MAX_ANSWER)),
             agent: Some(socket.to_owned()),
             end: None,
@@ -97,7 +97,7 @@ impl Client {
         let channel = channel(near).await.map_err(Failure::new)?;
         let cache = opened.cache;
         Ok(Client {
-            images: client(channel),
+            images: images_client(channel),
             prepulls: None,
             agent: None,
             end: Some(Box::new(move || {
@@ -125,12 +125,12 @@ impl Client {
     }
 }
 
-fn client(channel: Channel) -> ImagesClient<Channel> {
+pub(super) fn images_client(channel: Channel) -> ImagesClient<Channel> {
     ImagesClient::new(channel).max_decoding_message_size(MAX_ANSWER)
 }
 
 /// HTTP/2 over one stream that is open already; there is no second one, so a lost connection stays lost.
-async fn channel(
+pub(super) async fn channel(
     stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
 ) -> Result<Channel, String> {
     let stream = Arc::new(Mutex::new(Some(stream)));

@@ -20,6 +20,12 @@ pub(super) struct Failure {
     message: String,
 }
 
+impl std::fmt::Display for Failure {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
 impl Failure {
     pub(super) fn new(message: impl std::fmt::Display) -> Self {
         Failure {
@@ -31,6 +37,13 @@ impl Failure {
     pub(super) fn usage(message: impl std::fmt::Display) -> Self {
         Failure {
             code: USAGE,
+            message: message.to_string(),
+        }
+    }
+
+    pub(super) fn not_found(message: impl std::fmt::Display) -> Self {
+        Failure {
+            code: NOT_FOUND,
             message: message.to_string(),
         }
     }
@@ -77,13 +90,23 @@ impl Failure {
         if self.message.is_empty() {
             return;
         }
+        let name = program();
         let begin = if coloured(&io::stderr()) {
-            "\x1b[1;31mlarder:\x1b[0m"
+            format!("\x1b[1;31m{name}:\x1b[0m")
         } else {
-            "larder:"
+            format!("{name}:")
         };
         let _ = writeln!(to, "{begin} {}", self.message);
     }
+}
+
+/// As a person calls it.
+fn program() -> &'static str {
+    let called = std::env::args_os().next().unwrap_or_default();
+    let plugin = Path::new(&called)
+        .file_name()
+        .is_some_and(|name| name == "kubectl-larder");
+    if plugin { "kubectl larder" } else { "larder" }
 }
 
 /// Failures of a verb that goes on with its other images after one.

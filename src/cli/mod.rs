@@ -5,6 +5,7 @@
 
 mod agent;
 mod client;
+pub mod cluster;
 mod completions;
 mod controller;
 mod crds;
@@ -181,23 +182,28 @@ pub fn command() -> clap::Command {
 
 /// Runs the program's command line. Errors go to standard error.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
-        Err(error) => {
-            if error.use_stderr() {
-                return usage(&error);
-            }
-            // Help and version; a reader that hung up has seen enough.
-            return match error.print() {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(error) => failed(&Failure::from(error)),
-            };
-        }
-    };
-    match run::verb(cli) {
-        Ok(code) => code,
-        Err(failure) => failed(&failure),
+    match parsed::<Cli>() {
+        Ok(cli) => ended(run::verb(cli)),
+        Err(code) => code,
     }
+}
+
+/// The command line; what is wrong with it, and help, is printed.
+fn parsed<T: Parser>() -> Result<T, ExitCode> {
+    T::try_parse().map_err(|error| {
+        if error.use_stderr() {
+            return usage(&error);
+        }
+        // Help and version; a reader that hung up has seen enough.
+        match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => failed(&Failure::from(error)),
+        }
+    })
+}
+
+fn ended(result: Result<ExitCode, Failure>) -> ExitCode {
+    result.unwrap_or_else(|failure| failed(&failure))
 }
 
 fn failed(failure: &Failure) -> ExitCode {

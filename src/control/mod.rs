@@ -13,7 +13,7 @@ mod service;
 mod status;
 
 pub use prepulls::{Prepulls, StatusSource, prepulls_server};
-pub use service::{Images, server};
+pub use service::{Images, answers, server};
 
 /// The wire's types, for this door and for the terminal's client.
 pub mod proto {

@@ -17,11 +17,35 @@ const MAX_NAME: usize = 1024;
 #[derive(Clone, Debug)]
 pub struct Images {
     cache: Cache,
+    answers_only: bool,
 }
 
 /// The gRPC service over a cache.
 pub fn server(cache: Cache) -> ImagesServer<Images> {
-    ImagesServer::new(Images { cache })
+    ImagesServer::new(Images {
+        cache,
+        answers_only: false,
+    })
+}
+
+/// The same for whoever may look and not touch: calls that read, write or wait for more than a list are refused with
+/// `PERMISSION_DENIED`.
+pub fn answers(cache: Cache) -> ImagesServer<Images> {
+    ImagesServer::new(Images {
+        cache,
+        answers_only: true,
+    })
+}
+
+impl Images {
+    fn acts(&self) -> Result<(), Status> {
+        match self.answers_only {
+            false => Ok(()),
+            true => Err(Status::permission_denied(
+                "this address answers questions only: use the agent's socket on the node",
+            )),
+        }
+    }
 }
 
 fn named(name: String) -> Result<String, Status> {
@@ -66,6 +90,7 @@ impl images_server::Images for Images {
         &self,
         request: Request<PullRequest>,
     ) -> Result<Response<Self::PullStream>, Status> {
+        self.acts()?;
         let trace = request.extensions().get::<TraceContext>().copied();
         let mut request = convert::pull_request(request.into_inner())?;
         request.traceparent = trace.map(|context| context.to_string());
@@ -103,6 +128,7 @@ impl images_server::Images for Images {
         &self,
         request: Request<RemoveRequest>,
     ) -> Result<Response<RemoveResponse>, Status> {
+        self.acts()?;
         let name = named(request.into_inner().name)?;
         let image = self
             .cache
@@ -130,6 +156,7 @@ impl images_server::Images for Images {
         &self,
         request: Request<FsckRequest>,
     ) -> Result<Response<Self::FsckStream>, Status> {
+        self.acts()?;
         Ok(Response::new(fsck::events(
             self.cache.clone(),
             request.into_inner().repair,
@@ -140,6 +167,7 @@ impl images_server::Images for Images {
         &self,
         request: Request<UnpackRequest>,
     ) -> Result<Response<UnpackResponse>, Status> {
+        self.acts()?;
         let request = request.into_inner();
         let (name, directory) = (named(request.name)?, directory(&request.directory)?);
         let image = self
@@ -156,6 +184,7 @@ impl images_server::Images for Images {
         &self,
         request: Request<MountRequest>,
     ) -> Result<Response<MountResponse>, Status> {
+        self.acts()?;
         let request = request.into_inner();
         let (name, directory) = (named(request.name)?, directory(&request.directory)?);
         let image = self
@@ -172,6 +201,7 @@ impl images_server::Images for Images {
         &self,
         request: Request<UmountRequest>,
     ) -> Result<Response<UmountResponse>, Status> {
+        self.acts()?;
         let directory = directory(&request.into_inner().directory)?;
         self.cache
             .umount(&directory)

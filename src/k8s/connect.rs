@@ -31,6 +31,13 @@ pub enum ApiServer {
     Kubeconfig(PathBuf),
     /// The pod's service account.
     InCluster,
+    /// As kubectl finds it: the file, else `KUBECONFIG`, else `~/.kube/config`; and the context, else its current one.
+    Person {
+        /// `--kubeconfig`.
+        kubeconfig: Option<PathBuf>,
+        /// `--context`.
+        context: Option<String>,
+    },
 }
 
 /// No client can be made.
@@ -145,6 +152,10 @@ async fn client(server: &ApiServer, role: &str) -> Result<Client, ConnectError> 
                 .await
                 .map_err(fault)?
         }
+        ApiServer::Person {
+            kubeconfig,
+            context,
+        } => person(kubeconfig.as_deref(), context.clone()).await?,
     };
     config.connect_timeout = Some(CONNECT_TIMEOUT);
     // Our own backoff knows how many nodes there are.
@@ -154,6 +165,33 @@ async fn client(server: &ApiServer, role: &str) -> Result<Client, ConnectError> 
         config.headers.push((USER_AGENT, value));
     }
     Client::try_from(config).map_err(|error| ConnectError::Client(Box::new(error)))
+}
+
+async fn person(
+    kubeconfig: Option<&std::path::Path>,
+    context: Option<String>,
+) -> Result<Config, ConnectError> {
+    let path = || match (kubeconfig, std::env::var_os("KUBECONFIG")) {
+        (Some(path), _) => path.to_owned(),
+        (None, Some(paths)) => paths.into(),
+        (None, None) => PathBuf::from("~/.kube/config"),
+    };
+    let fault = |source| ConnectError::Kubeconfig {
+        path: path(),
+        source: Box::new(source),
+    };
+    let options = KubeConfigOptions {
+        context,
+        ..KubeConfigOptions::default()
+    };
+    match kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(fault)?;
+            Config::from_custom_kubeconfig(file, &options).await
+        }
+        None => Config::from_kubeconfig(&options).await,
+    }
+    .map_err(fault)
 }
 
 /// Who the API server takes this process for.

@@ -21,6 +21,10 @@ pub struct AgentArgs {
     /// Address of /metrics, /livez and /readyz; empty for none [default: 127.0.0.1:9640]
     #[arg(long, value_name = "ADDR")]
     pub http: Option<String>,
+    /// Loopback address that answers questions of larder.v1 and changes nothing, for kubectl larder through a port-forward
+    /// [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub control: Option<String>,
     /// What holds images on this node: larder, or runtime for the image service of the container runtime, into which
     /// declared images are pulled then; no image service is served [default: larder]
     #[arg(long, value_name = "HOLDER")]

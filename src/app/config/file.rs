@@ -19,6 +19,7 @@ pub(super) struct File {
     pub(super) socket: Option<PathBuf>,
     pub(super) hosts_dirs: Option<Vec<PathBuf>>,
     pub(super) http: Option<String>,
+    pub(super) control: Option<String>,
     pub(super) images: Option<String>,
     pub(super) runtime_endpoint: Option<PathBuf>,
     pub(super) containerd: Option<PathBuf>,

@@ -57,6 +57,8 @@ pub struct Config {
     pub socket: PathBuf,
     /// Address of metrics and probes; `None` for none.
     pub http: Option<SocketAddr>,
+    /// Loopback address that answers questions and changes nothing; `None` for none.
+    pub control: Option<SocketAddr>,
     /// What holds images.
     pub images: Holder,
     /// The containerd that is to know the images here; `None` for none.
@@ -226,6 +228,7 @@ impl Config {
                 SOCKET,
             )?,
             http: address(http)?,
+            control: loopback(pick(&args.control, "--control", &file.control, "control"))?,
             images: holder(args, file)?,
             containerd: containerd(args, file)?,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
@@ -495,6 +498,20 @@ fn declared(args: &AgentArgs, file: &File) -> Result<DeclaredConfig, ConfigError
             "manifests",
         ))?,
     })
+}
+
+/// Whoever reaches it may ask, so it is for this machine, or this pod, alone.
+fn loopback(value: Placed<String>) -> Result<Option<SocketAddr>, ConfigError> {
+    let Some((text, place)) = value else {
+        return Ok(None);
+    };
+    match address(Some((text, place)))? {
+        Some(address) if !address.ip().is_loopback() => Err(ConfigError::new(
+            place,
+            format!("{address} is reached from elsewhere: write 127.0.0.1:PORT or [::1]:PORT"),
+        )),
+        address => Ok(address),
+    }
 }
 
 /// An empty address is none.

@@ -47,6 +47,7 @@ fn flag(key: &str, args: &AgentArgs) -> Option<&'static str> {
         "socket" => ("--socket", args.socket.is_some()),
         "hosts_dirs" => ("--hosts-dir", !args.hosts_dir.is_empty()),
         "http" => ("--http", args.http.is_some()),
+        "control" => ("--control", args.control.is_some()),
         "images" => ("--images", args.images.is_some()),
         "runtime_endpoint" => ("--runtime-endpoint", args.runtime_endpoint.is_some()),
         "containerd" => ("--containerd", args.containerd.is_some()),
@@ -77,11 +78,13 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
         LogFormat::Human => "human",
     };
     let http = config.http.map(|address| address.to_string());
+    let control = config.control.map(|address| address.to_string());
     vec![
         ("root", json!(config.root)),
         ("socket", json!(config.socket)),
         ("hosts_dirs", json!(cache.hosts_dirs)),
         ("http", json!(http.unwrap_or_default())),
+        ("control", json!(control)),
         ("images", json!(images)),
         ("runtime_endpoint", json!(endpoint)),
         ("containerd", json!(config.containerd)),

@@ -214,6 +214,8 @@ fn errors_of_flags_name_the_flag() {
         http: Some("here".to_owned()),
         ..AgentArgs::default()
     };
+    let error = load(&AgentArgs::default(), "control = \"0.0.0.0:1\"\n").unwrap_err();
+    assert!(error.contains("reached from elsewhere"), "{error}");
     let error = load(&args, "http = \"127.0.0.1:1\"\n").unwrap_err();
     assert!(error.starts_with("--http: "), "{error}");
     let args = AgentArgs {
@@ -262,6 +264,7 @@ fn the_example_names_every_key_with_its_default() {
         "socket",
         "hosts_dirs",
         "http",
+        "control",
         "images",
         "runtime_endpoint",
         "authfile",

@@ -49,6 +49,7 @@ impl DemoAgent {
             containerd: None,
             images: Holder::Larder,
             http: None,
+            control: None,
             drain_timeout: DRAIN,
             scrub_interval: None,
             log: LogConfig::default(),

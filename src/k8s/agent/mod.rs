@@ -54,7 +54,7 @@ pub use watch::{Link, Trouble, Watched};
 
 use self::core::Core;
 use crate::k8s::api::{
-    ClusterImagePrepull, ImagePrepull, ImagePrunePolicy, NodeFacts, NodeImageCacheStatus, Taint,
+    ClusterImagePrepull, ImagePrepull, ImagePrunePolicy, NodeFacts, NodeImageCacheStatus,
 };
 use crate::k8s::connect::{Connection, Identity, REQUEST_TIMEOUT};
 use crate::lifecycle::Shutdown;
@@ -353,7 +353,7 @@ fn start(
         watch::Kind {
             watched: Watched::Node,
             fields: Some(format!("metadata.name={node}")),
-            compile: node_facts,
+            compile: |node| NodeFacts::from(node),
         },
         Message::Node,
         to.clone(),
@@ -440,24 +440,4 @@ async fn count_nodes(client: &kube::Client) -> Result<u64, kube::Error> {
     let list = api.list_metadata(&ListParams::default().limit(1)).await?;
     let more = list.metadata.remaining_item_count.unwrap_or(0);
     Ok(u64::try_from(more).unwrap_or(0) + list.items.len() as u64)
-}
-
-/// What of a Node decides who chooses it.
-fn node_facts(node: &Node) -> NodeFacts {
-    let spec = node.spec.as_ref();
-    let taints = spec.and_then(|spec| spec.taints.as_ref());
-    NodeFacts {
-        name: node.metadata.name.clone().unwrap_or_default(),
-        uid: node.metadata.uid.clone().unwrap_or_default(),
-        labels: node.metadata.labels.clone().unwrap_or_default(),
-        taints: taints
-            .into_iter()
-            .flatten()
-            .map(|taint| Taint {
-                key: taint.key.clone(),
-                effect: taint.effect.clone(),
-            })
-            .collect(),
-        unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use k8s_openapi::api::core::v1::Node;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -114,6 +115,28 @@ impl NodeSelectorTerm {
                 .match_expressions
                 .iter()
                 .all(|r| holds(&r.key, &r.operator, &r.values, labels))
+    }
+}
+
+/// What of a Node decides who chooses it.
+impl From<&Node> for NodeFacts {
+    fn from(node: &Node) -> Self {
+        let spec = node.spec.as_ref();
+        let taints = spec.and_then(|spec| spec.taints.as_ref());
+        NodeFacts {
+            name: node.metadata.name.clone().unwrap_or_default(),
+            uid: node.metadata.uid.clone().unwrap_or_default(),
+            labels: node.metadata.labels.clone().unwrap_or_default(),
+            taints: taints
+                .into_iter()
+                .flatten()
+                .map(|taint| Taint {
+                    key: taint.key.clone(),
+                    effect: taint.effect.clone(),
+                })
+                .collect(),
+            unschedulable: spec.and_then(|spec| spec.unschedulable).unwrap_or(false),
+        }
     }
 }
 
