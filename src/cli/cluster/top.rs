@@ -50,8 +50,8 @@ fn row(cache: NodeImageCache) -> Row {
         images: number(store.images),
         stored_bytes: number(store.stored_bytes),
         logical_bytes: number(store.logical_bytes),
-        available_bytes: number(store.available_bytes),
-        capacity_bytes: number(store.capacity_bytes),
+        available_bytes: number(store.available_bytes.unwrap_or_default()),
+        capacity_bytes: number(store.capacity_bytes.unwrap_or_default()),
         observed_time: status
             .observed_time
             .map(|time| time.0.to_string())
@@ -80,12 +80,17 @@ fn text(rows: &[Row], now: Timestamp) -> String {
         ],
         rows.iter().map(|row| {
             let free = percent(row.available_bytes, row.capacity_bytes);
+            // The agent beside a runtime may not see the runtime's file system.
+            let known = |bytes| match row.capacity_bytes {
+                0 => "-".to_owned(),
+                _ => size(bytes),
+            };
             [
                 row.node.clone(),
                 row.images.to_string(),
                 size(row.stored_bytes),
-                size(row.available_bytes),
-                size(row.capacity_bytes),
+                known(row.available_bytes),
+                known(row.capacity_bytes),
                 free.map_or_else(|| "-".to_owned(), |free| format!("{free}%")),
                 ago(&row.observed_time, now),
             ]
