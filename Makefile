@@ -43,6 +43,7 @@ cluster-down: ## end that cluster and remove all of it
 
 install: build ## install the binary and the systemd unit below PREFIX (and DESTDIR)
 	install -D -m 0755 $(TARGET_DIR)/release/larder $(DESTDIR)$(PREFIX)/bin/larder
+	install -D -m 0755 $(TARGET_DIR)/release/kubectl-larder $(DESTDIR)$(PREFIX)/bin/kubectl-larder
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system
 	sed 's|/usr/local/bin/larder|$(PREFIX)/bin/larder|' manifests/systemd/larder.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service

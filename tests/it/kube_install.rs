@@ -20,13 +20,14 @@ use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
 
-const OVERLAYS: [&str; 7] = [
+const OVERLAYS: [&str; 8] = [
     "base",
     "overlays/cache",
     "overlays/containerd",
     "overlays/crio",
     "overlays/kind",
     "overlays/systemd",
+    "optional/kubectl-larder",
     "optional/tenant-limits",
 ];
 const AGENT: &str = "system:serviceaccount:larder:larder-agent";

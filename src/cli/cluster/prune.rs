@@ -6,8 +6,8 @@ use super::Globals;
 use super::objects::Objects;
 use crate::cli::Done;
 use crate::cli::failure::Failure;
-use crate::cli::output::{familiar, say, size, table};
-use crate::k8s::api::NodeImageCache;
+use crate::cli::output::{familiar, say, size, table, wrapped};
+use crate::k8s::api::{NodeImageCache, PruneReport, PruneState};
 
 pub(super) const AFTER: &str = "\
 Only rehearses: nodes remove by policy, or by \"larder prune\" on the node.
@@ -28,6 +28,12 @@ pub(super) struct Args {
 struct Row {
     node: String,
     policy: String,
+    state: PruneState,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    would_remove_images: i64,
     would_free_bytes: u64,
     removed_images: i64,
     freed_bytes: u64,
@@ -51,7 +57,7 @@ pub(super) async fn run(args: &Args, globals: &Globals, objects: &Objects) -> Do
         .caches()
         .await?
         .into_iter()
-        .filter_map(row)
+        .flat_map(rows_of)
         .collect();
     rows.sort_by(|a, b| {
         b.would_free_bytes
@@ -64,12 +70,22 @@ pub(super) async fn run(args: &Args, globals: &Globals, objects: &Objects) -> Do
     Ok(())
 }
 
-fn row(cache: NodeImageCache) -> Option<Row> {
-    let prune = cache.status?.prune?;
+/// One for each policy that chooses the node.
+fn rows_of(cache: NodeImageCache) -> Vec<Row> {
+    let node = cache.metadata.name.unwrap_or_default();
+    let prunes = cache.status.unwrap_or_default().prunes;
+    prunes.into_iter().map(|prune| row(&node, prune)).collect()
+}
+
+fn row(node: &str, prune: PruneReport) -> Row {
     let bytes = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
-    Some(Row {
-        node: cache.metadata.name.unwrap_or_default(),
+    Row {
+        node: node.to_owned(),
         policy: prune.policy,
+        state: prune.state,
+        reason: prune.reason,
+        message: prune.message,
+        would_remove_images: prune.would_remove_images,
         would_free_bytes: bytes(prune.would_free_bytes),
         removed_images: prune.removed_images,
         freed_bytes: bytes(prune.freed_bytes),
@@ -82,7 +98,7 @@ fn row(cache: NodeImageCache) -> Option<Row> {
                 bytes: bytes(top.bytes),
             })
             .collect(),
-    })
+    }
 }
 
 fn text(rows: &[Row]) -> String {
@@ -90,17 +106,21 @@ fn text(rows: &[Row]) -> String {
         return "No node has looked by a prune policy yet: kubectl get iprune".to_owned();
     }
     let nodes = table(
-        ["NODE", "POLICY", "WOULD FREE", "REMOVED", "FREED"],
+        [
+            "NODE", "POLICY", "STATE", "WOULD GO", "BYTES", "WENT", "BYTES",
+        ],
         rows.iter().map(|row| {
             [
                 row.node.clone(),
                 row.policy.clone(),
+                format!("{:?}", row.state),
+                row.would_remove_images.to_string(),
                 size(row.would_free_bytes),
                 row.removed_images.to_string(),
                 size(row.freed_bytes),
             ]
         }),
-        &[2, 3, 4],
+        &[3, 4, 5, 6],
     );
     let images = rows.iter().flat_map(|row| {
         row.top.iter().map(move |top| {
@@ -113,9 +133,22 @@ fn text(rows: &[Row]) -> String {
         })
     });
     let images: Vec<_> = images.collect();
-    if images.is_empty() {
-        return nodes;
+    let mut parts = vec![nodes];
+    if !images.is_empty() {
+        parts.push(table(["NODE", "IMAGE", "RULE", "BYTES"], images, &[3]));
     }
-    let images = table(["NODE", "IMAGE", "RULE", "BYTES"], images, &[3]);
-    format!("{nodes}\n\n{images}")
+    let faults = rows.iter().filter(|row| !row.message.is_empty());
+    let faults: Vec<_> = faults
+        .map(|row| {
+            let line = format!(
+                "{}, {}: {}: {}",
+                row.node, row.policy, row.reason, row.message
+            );
+            wrapped(&line, "  ", 80)
+        })
+        .collect();
+    if !faults.is_empty() {
+        parts.push(faults.join("\n"));
+    }
+    parts.join("\n\n")
 }
