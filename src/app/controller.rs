@@ -170,7 +170,10 @@ async fn run(settings: Settings, shutdown: Shutdown) -> anyhow::Result<()> {
     let server = settings
         .kubeconfig
         .map_or(ApiServer::InCluster, ApiServer::Kubeconfig);
-    let client = Connection::new(server, CONTROLLER_NAME).client().await?;
+    let connection = Arc::new(Connection::new(server, CONTROLLER_NAME));
+    // What is wrong with the settings is told now.
+    connection.client().await?;
+    let client = connection.steady();
     let options = Options {
         namespace: settings.namespace,
         identity: identity(),

@@ -3,12 +3,14 @@
 //! Owns user agent, timeouts and re-reading of credentials. Never retries: who calls knows what waiting costs.
 
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http::header::USER_AGENT;
+use http::{Request, StatusCode};
 use k8s_openapi::api::authentication::v1::SelfSubjectReview;
 use kube::api::{Api, PostParams};
+use kube::client::Body;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::time::Instant;
@@ -111,6 +113,24 @@ impl Connection {
         self.make()
             .await
             .map_err(|error| kube::Error::Service(Box::new(error)))
+    }
+
+    /// A client for good: each request goes through the client of the moment, and a refusal of the credentials (401) has
+    /// the settings read again.
+    pub fn steady(self: Arc<Self>) -> Client {
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let connection = Arc::clone(&self);
+            async move {
+                let answer = connection.client().await?.send(request).await?;
+                if answer.status() == StatusCode::UNAUTHORIZED
+                    && let Err(error) = connection.renew().await
+                {
+                    tracing::warn!(err = %error, "Credentials were not read again");
+                }
+                Ok::<_, kube::Error>(answer)
+            }
+        });
+        Client::new(service, "default")
     }
 
     /// Reads the settings again, after the server refused the credentials (401). Often asked, it does so now and then.

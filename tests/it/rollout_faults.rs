@@ -236,4 +236,14 @@ async fn what_slips_through_the_schema_is_told_in_its_own_status() {
     assert_eq!(condition(&object, "Stalled"), "False AsExpected");
     assert_eq!(object["status"]["rollout"]["admitted"], ALL);
     assert_eq!(node.status()["api"]["synced"], true);
+
+    // The controller's token is taken away; the one that replaces it in the file is read without a restart.
+    let account = "larder-controller";
+    cluster
+        .kubectl(&["delete", "serviceaccount", account, "-n", NAMESPACE])
+        .ok();
+    cluster.service_account(NAMESPACE, account, None);
+    cluster.apply(&prepull("later", &good));
+    cluster.wait_for("condition=Ready", &["cipp/later"]);
+    assert!(controller.runs(), "{}", controller.log());
 }
