@@ -18,7 +18,7 @@ use super::known::Known;
 use super::plan::{self, Plan, Work};
 use super::prepull::{Identity, Kind, Origin, Prepull, Terms, Unit};
 use super::prune;
-use super::report::{self, Facts};
+use super::report::{self, Facts, Synced};
 use super::retry::{self, Attempts, Failures};
 use super::seam::{Declared, Figures, HeldImage, PullFailure};
 use super::view::{ApiView, View};
@@ -70,12 +70,21 @@ impl Core {
         reports: Option<watch::Sender<Arc<Report>>>,
         prune: Option<watch::Sender<Arc<prune::Input>>>,
     ) -> Self {
+        let mut known = Known::default();
+        if settings.manifests.is_none() {
+            // Who takes the folder out of the configuration means it.
+            let filed = holds
+                .iter()
+                .filter(|hold| hold.identity.origin != Origin::Api);
+            let now = Timestamp::now();
+            known.gone = filed.map(|hold| (hold.identity.uid.clone(), now)).collect();
+        }
         Core {
             share: retry::roll(),
             settings,
             started: Instant::now(),
             api,
-            known: Known::default(),
+            known,
             assignment: Assignment {
                 holds: holds.clone(),
                 waiting: Vec::new(),
@@ -456,7 +465,7 @@ impl Core {
             node: self.settings.node.name.clone(),
             api: self.api.as_ref().map(|_| ApiView {
                 synced: synced.synced,
-                fault: self.known.fault(),
+                fault: self.known.fault().or_else(|| self.no_node(&synced)),
                 links: Watched::ALL
                     .into_iter()
                     .map(|watched| (watched, self.known.link(watched)))
@@ -491,6 +500,15 @@ impl Core {
                 node_uid: self.known.node.as_ref().map(|node| node.uid.clone()),
             }));
         }
+    }
+
+    /// An agent without a Node is chosen by nothing and reports nothing.
+    fn no_node(&self, synced: &Synced) -> Option<String> {
+        let absent = synced.synced && self.known.node.is_none();
+        absent.then(|| {
+            let name = &self.settings.node.name;
+            format!("there is no Node {name}: give --node-name, or wait for its kubelet")
+        })
     }
 
     fn wake(&self, plan: &Plan, now: Timestamp) -> Instant {
