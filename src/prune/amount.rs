@@ -12,6 +12,11 @@ pub enum Amount {
 }
 
 impl Amount {
+    /// Whether the size of the file system matters.
+    pub fn is_share(self) -> bool {
+        matches!(self, Amount::Percent(_))
+    }
+
     /// Bytes, where the file system has `capacity` bytes.
     pub fn of(self, capacity: u64) -> u64 {
         match self {

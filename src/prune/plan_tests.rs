@@ -6,7 +6,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 
 use super::*;
-use crate::prune::{Amount, EMERGENCY, Match, Part, Pattern, Protection, emergency};
+use crate::prune::{
+    Amount, EMERGENCY, Match, Operator, Part, Pattern, Protection, Requirement, Selector, emergency,
+};
 
 const HOUR: i64 = 3600;
 
@@ -342,6 +344,46 @@ fn a_limit_cuts_the_tail_and_only_of_its_own_policy() {
     assert_eq!(gone(&cut), [("a:1", 10)]);
     assert_eq!(why(&cut, "a:2"), "limit of 1 removals in a run");
     assert_eq!(cut.short_bytes, 20);
+}
+
+#[test]
+fn what_is_not_known_of_a_disk_or_an_image_removes_nothing() {
+    let mut unlabelled = image("a:1", 90, None, &[("a", 10)]);
+    unlabelled.labels_unknown = true;
+    let images = [unlabelled];
+    let unseen = Disk {
+        capacity: 0,
+        available: 0,
+        images: 10,
+    };
+    let max_used = |amount| Rule {
+        max_used: Some(amount),
+        ..Rule::default()
+    };
+    let labelled = Rule {
+        images: Match {
+            labels: Selector {
+                requirements: vec![Requirement {
+                    key: "keep".to_owned(),
+                    operator: Operator::DoesNotExist,
+                    values: Vec::new(),
+                }],
+            },
+            ..Match::default()
+        },
+        ..unused_for(1)
+    };
+    for (rule, count) in [
+        (min_free(Amount::Bytes(1 << 40)), 0),
+        (min_free(Amount::Percent(90)), 0),
+        (max_used(Amount::Percent(1)), 0),
+        (max_used(Amount::Bytes(9)), 1),
+        (labelled, 0),
+        (unused_for(1), 1),
+    ] {
+        let plan = plan(&images, &[policy("p", vec![rule.clone()])], &unseen, now());
+        assert_eq!(plan.remove.len(), count, "{rule:?}");
+    }
 }
 
 #[test]

@@ -20,6 +20,8 @@ pub struct Candidate {
     pub size: u64,
     /// Of its config.
     pub labels: BTreeMap<String, String>,
+    /// Nobody tells its labels: a rule with labels is not about it, whatever it asks of them.
+    pub labels_unknown: bool,
     /// What it may share with other images.
     pub layers: Vec<Part>,
     /// Bytes on disk besides the layers.
@@ -76,7 +78,7 @@ pub enum Protection {
 /// The file system that images are on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Disk {
-    /// Bytes.
+    /// Bytes. 0 where it is not seen: then rules about free space, and about shares, ask for nothing.
     pub capacity: u64,
     /// Bytes free for images.
     pub available: u64,
@@ -205,12 +207,17 @@ impl Match {
             names.any(|name| self.images.iter().any(|pattern| pattern.matches(name)))
         };
         (self.images.is_empty() || named())
-            && self.labels.matches(&image.labels)
+            && self.labels_match(image)
             && (self.namespaces.is_empty() || !self.namespaces.is_disjoint(&image.namespaces))
             && (!self.untagged || image.names.iter().all(|name| name.contains('@')))
             && self
                 .pulled_before
                 .is_none_or(|before| image.pulled_at < before)
+    }
+
+    fn labels_match(&self, image: &Candidate) -> bool {
+        let asked = !self.labels.requirements.is_empty();
+        !(asked && image.labels_unknown) && self.labels.matches(&image.labels)
     }
 }
 
@@ -227,10 +234,11 @@ impl Rule {
 
     /// Bytes that must go before the disk asks for no more.
     pub(super) fn wants(&self, disk: &Disk) -> u64 {
-        let over = self
-            .max_used
-            .map_or(0, |most| disk.images.saturating_sub(most.of(disk.capacity)));
-        let under = self.min_free.map_or(0, |least| {
+        let seen = disk.capacity > 0;
+        let most = self.max_used.filter(|most| seen || !most.is_share());
+        let over = most.map_or(0, |most| disk.images.saturating_sub(most.of(disk.capacity)));
+        let least = self.min_free.filter(|_| seen);
+        let under = least.map_or(0, |least| {
             least.of(disk.capacity).saturating_sub(disk.available)
         });
         over.max(under)

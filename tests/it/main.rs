@@ -21,6 +21,7 @@ mod kube_pods;
 mod licences;
 mod monitoring;
 mod operation;
+mod policies;
 mod pull;
 mod reach;
 mod real;

@@ -120,6 +120,8 @@ struct Work {
     stamp: (String, u64),
     changed: Option<Instant>,
     looked: Instant,
+    /// When images and their users were last asked for: who looks seldom sees little use.
+    asked: Option<Instant>,
     failures: u32,
     retry: Option<Instant>,
 }
@@ -173,6 +175,7 @@ impl Pruner {
             stamp: Default::default(),
             changed: None,
             looked: Instant::now(),
+            asked: None,
             failures: 0,
             retry: None,
         };
@@ -204,16 +207,11 @@ impl Work {
             return now + LONGEST;
         }
         self.memory.follow(&input.policies);
-        if input.policies.is_empty() {
-            self.ready = None;
-            self.reserve(0);
-            return now + LONGEST;
-        }
         if self.stamp != input.stamp {
             self.stamp.clone_from(&input.stamp);
             self.changed.get_or_insert(now);
         }
-        let mut wake = now + LONGEST;
+        let mut wake = now + LONGEST.min(self.timing.most);
         let mut turns = Vec::new();
         for policy in &input.policies {
             match self.due(policy, &input.node, now, wall) {
@@ -222,6 +220,16 @@ impl Work {
             }
         }
         if turns.is_empty() {
+            // A policy of tomorrow wants to know what was used today.
+            let most = self.timing.most;
+            let stale = self.asked.is_none_or(|asked| now - asked >= most);
+            if stale && self.retry.is_none_or(|retry| retry <= now) {
+                let _ = self.ask(&input, &[]).await;
+            }
+            if input.policies.is_empty() {
+                self.ready = None;
+                self.reserve(0);
+            }
             return wake;
         }
         self.look(&input, turns).await;
@@ -305,37 +313,19 @@ impl Work {
         }
         self.looked = Instant::now();
         self.changed = None;
-        let (mut images, mut disk) = match self.candidates(input).await {
-            Ok(found) => found,
-            Err(fault) => {
-                self.failed(&turns, &fault);
-                return;
-            }
+        let Some((mut images, mut disk)) = self.ask(input, &turns).await else {
+            return;
         };
-        if std::mem::take(&mut self.failures) > 0 {
-            tracing::info!("What may be pruned is known again");
-        }
-        self.retry = None;
-        self.ready = Some(Ready {
-            met: true,
-            reason: reason::AS_EXPECTED,
-            message: String::new(),
-        });
-        let acting = input.policies.iter().filter(|p| p.acts(&input.node));
-        let acting: Vec<prune::Policy> = acting.filter_map(|p| p.rules.clone().ok()).collect();
-        self.reserve(prune::reserve(&acting, &disk));
+        let acting = acting(input);
 
         let (runs, rehearsals): (Vec<Turn>, Vec<Turn>) =
             turns.into_iter().partition(|turn| turn.acts);
         if !runs.is_empty() {
             let removed = self.carry_out(input, &runs, images.clone(), disk).await;
             if removed && !rehearsals.is_empty() {
-                (images, disk) = match self.candidates(input).await {
-                    Ok(found) => found,
-                    Err(fault) => {
-                        self.failed(&rehearsals, &fault);
-                        return;
-                    }
+                (images, disk) = match self.ask(input, &rehearsals).await {
+                    Some(found) => found,
+                    None => return,
                 };
             }
         }
@@ -353,6 +343,30 @@ impl Work {
             if let Some(record) = self.memory.records.get_mut(&turn.policy.uid) {
                 record.rehearsed(&plan, &rules.name, !turn.policy.enforce, now);
                 record.window = turn.window;
+            }
+        }
+    }
+
+    /// Asks for everything that may go. Where that is not known, the turns have failed.
+    async fn ask(&mut self, input: &Input, turns: &[Turn]) -> Option<(Arc<Vec<Candidate>>, Disk)> {
+        self.asked = Some(Instant::now());
+        match self.candidates(input).await {
+            Ok((images, disk)) => {
+                if std::mem::take(&mut self.failures) > 0 {
+                    tracing::info!("What may be pruned is known again");
+                }
+                self.retry = None;
+                self.ready = Some(Ready {
+                    met: true,
+                    reason: reason::AS_EXPECTED,
+                    message: String::new(),
+                });
+                self.reserve(prune::reserve(&acting(input), &disk));
+                Some((images, disk))
+            }
+            Err(fault) => {
+                self.failed(turns, &fault);
+                None
             }
         }
     }
@@ -559,6 +573,12 @@ impl Work {
             Err(error) => tracing::error!(err = %error, "Writing down what was pruned panicked"),
         }
     }
+}
+
+/// Rules of the policies that remove images here.
+fn acting(input: &Input) -> Vec<prune::Policy> {
+    let acting = input.policies.iter().filter(|p| p.acts(&input.node));
+    acting.filter_map(|p| p.rules.clone().ok()).collect()
 }
 
 /// Plans on a thread of its own: thousands of images and patterns take their time.

@@ -46,8 +46,8 @@ pub struct ImagePrunePolicySpec {
     /// Nodes by their labels. Absent: every node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// In order; 1 to 16. An image goes when one of them selects it and nothing protects it: use by a container, a pin, a
-    /// prepull, another policy.
+    /// In order; 1 to 16. An image goes when one of them selects it and nothing protects it: use by a container, a pin, or a
+    /// prepull.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub rules: Vec<PruneRule>,
