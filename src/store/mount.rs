@@ -30,8 +30,8 @@ use super::types::Mount;
 use super::{Error, Inner, Store, idx};
 use fixup::Lower;
 
-/// Lower directories that overlayfs takes.
-const MAX_LOWERS: usize = 500;
+/// Overlayfs takes 500 lower directories; a fixup and an empty one may be among them.
+const MAX_LAYERS: usize = 498;
 /// Stacks that are remembered to need no fixup; more than the images of any node.
 const MAX_PLAIN_STACKS: usize = 4096;
 
@@ -185,10 +185,10 @@ impl Inner {
                 break;
             }
         }
-        if ids.len() >= MAX_LOWERS {
+        if ids.len() > MAX_LAYERS {
             return Err(Error::MountUnsupported {
                 cause: format!(
-                    "{} layers are on top of each other, overlayfs takes {MAX_LOWERS}",
+                    "{} layers are on top of each other, at most {MAX_LAYERS} can be",
                     ids.len()
                 ),
             });
@@ -320,7 +320,7 @@ impl Inner {
         .map_err(|error| match error {
             Errno::PERM | Errno::NODEV | Errno::NOTBLK | Errno::NOSYS => Error::MountUnsupported {
                 cause: format!(
-                    "the kernel refuses file-backed EROFS ({error}); it needs Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE, and CAP_SYS_ADMIN"
+                    "the kernel refuses file-backed EROFS ({error}); it needs Linux 6.12 or newer with CONFIG_EROFS_FS_BACKED_BY_FILE, CAP_SYS_ADMIN, and the data directory on a disk's file system such as ext4 or xfs, not in memory"
                 ),
             },
             other => Error::io("mount", image, other.into()),
