@@ -104,7 +104,7 @@ def push(work, host):
         config = {
             "architecture": ARCH,
             "os": "linux",
-            "config": {"Env": ["PATH=/bin"], "Cmd": ["sh"], **config, "Labels": {"name": name}},
+            "config": {"Env": ["PATH=/bin"], **({} if "Entrypoint" in config else {"Cmd": ["sh"]}), **config, "Labels": {"name": name}},
             "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(tar).hexdigest()]},
         }
         manifest = {
