@@ -218,7 +218,7 @@ fn of_registry(class: registry::ErrorClass) -> ErrorKind {
 fn of_store(error: &store::Error) -> ErrorKind {
     use store::Error as E;
     match error {
-        E::NoSpace { .. } => ErrorKind::NoSpace,
+        E::NoSpace { .. } | E::Reserved { .. } => ErrorKind::NoSpace,
         E::Io { cause, .. } if cause.kind() == std::io::ErrorKind::StorageFull => {
             ErrorKind::NoSpace
         }

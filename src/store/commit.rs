@@ -8,7 +8,7 @@ use std::time::Instant;
 use crate::image::Digest;
 
 use super::idx::LayerParts;
-use super::records::{Change, ImageRow, LayerRow, NameRow};
+use super::records::{Change, ImageRow, LayerRow, NameRow, Seen};
 use super::types::{Image, ImageCommit, Layer};
 use super::{Error, Lease, Store, files, idx};
 
@@ -24,6 +24,8 @@ impl Store {
         let id = parts.diff_id.clone();
         let bytes = idx::encode(parts.pack.used(), &parts.idx);
         let (staged_erofs, staged_idx) = (parts.staging.erofs(), parts.staging.idx());
+        // The tree is written already; what it left must still be enough.
+        inner.check_space(bytes.len() as u64)?;
         let (erofs_bytes, erofs_hash) = files::hash(&staged_erofs)?;
         // Guards the tree: without it a power cut could leave a row that names an empty file.
         fs::File::open(&staged_erofs)
@@ -174,6 +176,7 @@ impl Store {
         }
         let mut dropped = Vec::new();
         let mut left = BTreeSet::new();
+        let now = inner.tick();
         let changes = {
             let state = inner.state();
             let surplus = state.records.surplus_names(&id, &commit.names);
@@ -185,8 +188,17 @@ impl Store {
                     .map(|(digest, _)| digest.clone())
                     .collect(),
                 damaged: false,
+                seen: Seen {
+                    pulled: now,
+                    used: now,
+                    stored: now,
+                    known: true,
+                },
             };
             if let Some(known) = state.records.images.get(&id) {
+                if known.record.pulled_at == row.record.pulled_at {
+                    row.seen.pulled = known.seen.pulled;
+                }
                 row.record.pinned |= known.record.pinned;
                 // What everybody may see already stays so, however two pulls of it end.
                 row.record.staged &= known.record.staged;

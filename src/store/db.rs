@@ -13,6 +13,7 @@ use redb::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::clock::ClockRow;
 use super::records::{Change, Records};
 use super::{Error, files};
 
@@ -25,6 +26,8 @@ const SNAPSHOTS: TableDefinition<&str, &[u8]> = TableDefinition::new("snapshots"
 const SEGMENTS: TableDefinition<u32, u64> = TableDefinition::new("segments");
 const COUNTERS: TableDefinition<&str, u64> = TableDefinition::new("counters");
 const NEXT_SEGMENT: &str = "next-segment";
+/// The store's clock, the kernel's then, and the boot that it was of.
+const CLOCK: [&str; 3] = ["clock", "clock-monotonic", "clock-boot"];
 
 /// The rows are few: a small cache holds them all.
 const CACHE: usize = 2 << 20;
@@ -63,6 +66,14 @@ impl<E: Into<redb::Error>> From<E> for Failure {
 
 impl Db {
     pub(super) fn open(path: &Path, root: &Path) -> Result<(Self, Records), OpenError> {
+        // redb panics on some pages that make no sense. Nothing of what it had in hands then is used again.
+        std::panic::catch_unwind(|| Self::open_and_load(path, root)).unwrap_or_else(|_| {
+            let cause = "its pages make no sense to the database's own code".to_owned();
+            Err(OpenError::Corrupted(cause))
+        })
+    }
+
+    fn open_and_load(path: &Path, root: &Path) -> Result<(Self, Records), OpenError> {
         // An empty file is what a crash before the first sync leaves.
         let fresh = std::fs::metadata(path).map_or(true, |meta| meta.len() == 0);
         let database = open_file(path, fresh).map_err(|error| judge(error, path, root))?;
@@ -183,6 +194,20 @@ impl Db {
         records.next_segment = next
             .and_then(|value| u32::try_from(value.value()).ok())
             .unwrap_or(0);
+        let clock = |key: &str| -> Result<Option<u64>, String> {
+            let value = counters.get(key).map_err(text)?;
+            Ok(value.map(|value| value.value()))
+        };
+        let [observed, monotonic, boot] = CLOCK;
+        if let (Some(observed), Some(monotonic), Some(boot)) =
+            (clock(observed)?, clock(monotonic)?, clock(boot)?)
+        {
+            records.clock = Some(ClockRow {
+                observed,
+                monotonic,
+                boot,
+            });
+        }
         records.show();
         Ok(records)
     }
@@ -267,6 +292,11 @@ fn write<'a>(
                 }
                 Change::NextSegment(next) => {
                     counters.insert(NEXT_SEGMENT, u64::from(*next))?;
+                }
+                Change::Clock(row) => {
+                    for (key, value) in CLOCK.iter().zip([row.observed, row.monotonic, row.boot]) {
+                        counters.insert(key, value)?;
+                    }
                 }
                 Change::PutMount(target, row) => {
                     let key = target.to_string_lossy();

@@ -53,6 +53,18 @@ pub enum Error {
         /// What was being written.
         cause: String,
     },
+    /// What is left is set aside.
+    #[error(
+        "{root}: InsufficientSpace: {free} bytes are free and {reserve} are reserved; remove images, or give it a larger disk"
+    )]
+    Reserved {
+        /// The data directory.
+        root: PathBuf,
+        /// Bytes that may still be written to its file system.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
+    },
     /// The metadata database failed.
     #[error("database of {root}: {cause}; larder fsck --repair tells what can be kept")]
     Database {

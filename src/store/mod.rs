@@ -18,6 +18,7 @@
 //! held for moments only. Whoever takes both takes `commit` first.
 
 mod blobs;
+mod clock;
 mod commit;
 mod contents;
 mod db;
@@ -38,6 +39,8 @@ mod records;
 mod recover;
 mod remove;
 mod snapshot;
+mod sharing;
+mod space;
 mod staging;
 mod types;
 mod unpack;
@@ -48,13 +51,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::watch;
 
 use crate::image::{DiffId, Digest, ImageId};
 
+use clock::{Clock, Reading};
 use contents::Contents;
 use layout::Layout;
 use records::{Change, Records};
@@ -65,8 +70,10 @@ pub use metrics::Metrics;
 pub use snapshot::{
     NewSnapshot, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotMount, SnapshotUsage,
 };
+pub use sharing::{SharedPart, Sharing};
+pub use space::Space;
 pub use types::{
-    Damage, FsckReport, Image, ImageCommit, ImageRecord, Layer, LayerCounters, LayerRef,
+    Age, Damage, FsckReport, Hold, Image, ImageCommit, ImageRecord, Layer, LayerCounters, LayerRef,
     LayerSource, Limits, Mount, Name, Options, Removed, Usage,
 };
 
@@ -87,6 +94,9 @@ struct Inner {
     occupied: Mutex<usage::Occupied>,
     /// Moves with what is visible.
     changes: watch::Sender<u64>,
+    clock: Mutex<Clock>,
+    /// Bytes that must stay free, where somebody wants more of them than the limits say.
+    reserve: AtomicU64,
     recovered: AtomicBool,
     /// Why the database was replaced at start.
     database_damage: Option<String>,
@@ -113,6 +123,8 @@ struct State {
     plain_stacks: HashSet<String>,
     /// The first folder of a snapshot that was never used.
     next_snapshot: u64,
+    /// Contents by their users, as they were last counted.
+    units: Option<Arc<sharing::Units>>,
     /// The layer whose turn it is to be scrubbed, and how many of its contents were.
     scrub: (Option<DiffId>, usize),
 }
@@ -153,6 +165,7 @@ impl Store {
         files::sync_folder(&layout.blobs())?;
         files::sync_folder(&root)?;
         let (db, records, damage) = recover::open_database(&layout)?;
+        let clock = Clock::resume(records.clock, Reading::take());
         let inner = Inner {
             layout,
             limits: options.limits,
@@ -165,6 +178,8 @@ impl Store {
             }),
             occupied: Mutex::default(),
             changes: watch::Sender::default(),
+            clock: Mutex::new(clock),
+            reserve: AtomicU64::new(0),
             recovered: AtomicBool::new(false),
             database_damage: damage,
             _lock: lock,
@@ -270,12 +285,51 @@ impl Store {
         }
     }
 
-    /// Records a use. In memory at once, on disk with the next transaction or when the store closes.
+    /// Records a use. In memory at once, on disk with the next transaction, with [`Store::flush_uses`], or when the store
+    /// closes.
     pub fn touch_image(&self, id: &ImageId, at_ms: i64) {
-        let mut state = self.inner.state();
-        if state.records.touch(id, at_ms) {
-            state.touched.insert(id.clone());
+        self.inner.touch(id, at_ms, Duration::ZERO);
+    }
+
+    /// As [`Store::touch_image`], of an image that is seen in use again and again: on disk at most once an hour before the
+    /// store closes.
+    pub fn saw_image(&self, id: &ImageId, at_ms: i64) {
+        self.inner.touch(id, at_ms, clock::STEP);
+    }
+
+    /// Writes uses that are in memory only, and the store's clock now and then. Blocking; mostly there is nothing to do.
+    pub fn flush_uses(&self) -> Result<(), Error> {
+        let due = {
+            let state = self.inner.state();
+            let written = state.records.clock.unwrap_or_default().observed;
+            let step = u64::try_from(clock::STEP.as_millis()).unwrap_or(u64::MAX);
+            !state.touched.is_empty() || self.inner.tick().saturating_sub(written) >= step
+        };
+        if !due {
+            return Ok(());
         }
+        let _commits = self.inner.commits();
+        let clock = Change::Clock(self.inner.clock().row());
+        self.inner.apply(vec![clock])
+    }
+
+    /// How long ago images were pulled and used, by the store's own clock, which counts only while a machine is up and
+    /// which no change of the wall clock moves. From memory.
+    pub fn ages(&self) -> BTreeMap<ImageId, Age> {
+        let now = self.inner.tick();
+        let ago = |tick: u64| Duration::from_millis(now.saturating_sub(tick));
+        let state = self.inner.state();
+        let images = state.records.images.iter();
+        images
+            .map(|(id, row)| {
+                let age = Age {
+                    pulled: ago(row.seen.pulled),
+                    used: ago(row.seen.used),
+                    mark: row.seen.used,
+                };
+                (id.clone(), age)
+            })
+            .collect()
     }
 
     /// What an operator should know before anything else: that a damaged database took all images along.
@@ -318,12 +372,15 @@ impl Inner {
                 .collect();
             (touched, rows)
         };
+        let clock = [Change::Clock(self.clock().row())];
         // Uses first: what the caller says of the same image wins.
-        let outcome = self.db.commit(rows.iter().chain(&changes));
+        let outcome = self.db.commit(rows.iter().chain(&clock).chain(&changes));
         {
             let mut state = self.state();
             match &outcome {
                 Ok(()) => {
+                    state.records.stored(&rows);
+                    state.records.apply(clock.into());
                     if state.records.apply(changes) {
                         self.changes
                             .send_modify(|count| *count = count.wrapping_add(1));
@@ -351,6 +408,26 @@ impl Inner {
         outcome
     }
 
+    fn clock(&self) -> MutexGuard<'_, Clock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The store's clock now, in milliseconds.
+    fn tick(&self) -> u64 {
+        self.clock().now()
+    }
+
+    /// Records a use, to be written with the next transaction if the last one written is older than `step`.
+    fn touch(&self, id: &ImageId, at_ms: i64, step: Duration) {
+        let now = self.tick();
+        let mut state = self.state();
+        if let Some(behind) = state.records.touch(id, at_ms, now)
+            && u128::from(behind) >= step.as_millis()
+        {
+            state.touched.insert(id.clone());
+        }
+    }
+
     fn recovered(&self) -> bool {
         self.recovered.load(Ordering::Acquire)
     }
@@ -372,13 +449,16 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        let touched = std::mem::take(&mut self.state().touched);
+        let clock = Change::Clock(self.clock().row());
         let rows: Vec<Change> = {
             let state = self.state();
-            let rows = touched.iter().filter_map(|id| state.records.images.get(id));
-            rows.cloned().map(Change::PutImage).collect()
+            let rows = state.records.images.values();
+            let unwritten = rows.filter(|row| row.seen.used > row.seen.stored);
+            let rows = unwritten.cloned().map(Change::PutImage);
+            rows.chain([clock]).collect()
         };
-        if !rows.is_empty()
+        // One that was never opened to its end has nothing to say.
+        if self.recovered()
             && let Err(error) = self.db.commit(&rows)
         {
             tracing::warn!(err = %error, "The last uses of images are forgotten");

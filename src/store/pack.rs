@@ -20,8 +20,8 @@ use writer::{BUFFER, Buffer, Writer, open_for_writing};
 pub(crate) const BLOCK: u64 = 4096;
 /// A content starts in a segment only below this length. It is never split, so a segment may grow beyond.
 const SEGMENT_SOFT_MAX: u64 = 1 << 30;
-/// Free space is looked at after so many bytes.
-const SPACE_CHECK: u64 = 64 << 20;
+/// Writes on their way to the disk, which it does not count yet.
+const IN_FLIGHT: u64 = 2 * BUFFER as u64;
 
 /// blake3 of a content's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -312,16 +312,15 @@ impl PackWriter {
         let (Some(buffer), Some(segment)) = (self.buffer.take(), self.hold.segments.last()) else {
             return Ok(());
         };
+        self.until_space_check = match self.until_space_check.checked_sub(len as u64) {
+            Some(left) => left,
+            None => self.hold.store.check_space(IN_FLIGHT)?,
+        };
         let file = segment.file.clone();
         self.writer
             .submit(&file, self.base, buffer, len)
             .map_err(|error| self.failed(error))?;
         self.base += len as u64;
-        self.until_space_check = self.until_space_check.saturating_sub(len as u64);
-        if self.until_space_check == 0 {
-            self.until_space_check = SPACE_CHECK;
-            self.hold.store.check_space()?;
-        }
         Ok(())
     }
 
@@ -409,7 +408,7 @@ impl PackCommit {
 impl Inner {
     /// An appendable segment and where to append. The caller has it alone.
     fn check_out_segment(&self) -> Result<(Segment, u64), Error> {
-        self.check_space()?;
+        self.check_space(0)?;
         let (id, committed) = {
             let mut state = self.state();
             let open = state
@@ -443,25 +442,6 @@ impl Inner {
             len: committed,
         };
         Ok((segment, committed))
-    }
-
-    /// Refuses to go on when the file system has less than the reserve left.
-    fn check_space(&self) -> Result<(), Error> {
-        let reserve = self.limits.reserved_bytes;
-        if reserve == 0 {
-            return Ok(());
-        }
-        let root = self.layout.root();
-        let stat =
-            rustix::fs::statvfs(root).map_err(|error| Error::io("statvfs", root, error.into()))?;
-        let free = stat.f_bavail.saturating_mul(stat.f_frsize);
-        if free >= reserve {
-            return Ok(());
-        }
-        Err(Error::NoSpace {
-            root: root.to_path_buf(),
-            cause: format!("{free} bytes are free, {reserve} are reserved"),
-        })
     }
 
     /// Gives references back and frees the places that nobody uses any more. Returns the bytes freed.
@@ -540,7 +520,7 @@ impl Store {
             buffer: None,
             fill: 0,
             current: None,
-            until_space_check: SPACE_CHECK,
+            until_space_check: 0,
         })
     }
 

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use crate::image::{DiffId, Digest, ImageId};
 
 use super::snapshot::{SnapshotKind, SnapshotUsage};
+use super::clock::ClockRow;
 use super::types::{Image, ImageRecord, Layer, Name};
 
 /// An image with the blobs it needs.
@@ -20,6 +21,21 @@ pub(super) struct ImageRow {
     /// Set when one of its blobs was found damaged.
     #[serde(default)]
     pub(super) damaged: bool,
+    /// By the store's clock; absent in rows from before there was one, until the store is opened.
+    #[serde(default)]
+    pub(super) seen: Seen,
+}
+
+/// When an image was pulled and last used, in milliseconds of the store's clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Seen {
+    pub(super) pulled: u64,
+    pub(super) used: u64,
+    /// The last use that is on disk.
+    #[serde(skip)]
+    pub(super) stored: u64,
+    /// False where nobody has set it.
+    pub(super) known: bool,
 }
 
 /// Where a name points.
@@ -119,6 +135,7 @@ pub(super) enum Change {
     DeleteMount(PathBuf),
     PutSnapshot(String, SnapshotRow),
     DeleteSnapshot(String),
+    Clock(ClockRow),
 }
 
 /// All rows, in memory. Reads never touch the disk.
@@ -132,6 +149,9 @@ pub(super) struct Records {
     pub(super) mounts: BTreeMap<PathBuf, MountRow>,
     pub(super) snapshots: BTreeMap<String, SnapshotRow>,
     pub(super) next_segment: u32,
+    pub(super) clock: Option<ClockRow>,
+    /// Counts changes of the set of layers.
+    layers_generation: u64,
     visible: BTreeMap<ImageId, Arc<Image>>,
 }
 
@@ -165,10 +185,12 @@ impl Records {
     fn apply_one(&mut self, change: Change) {
         match change {
             Change::PutImage(mut row) => {
+                row.seen.stored = row.seen.used;
                 // It may have been used since the change was made up.
                 if let Some(known) = self.images.get(&row.record.id) {
                     let last = known.record.last_used_at;
                     row.record.last_used_at = row.record.last_used_at.max(last);
+                    row.seen.used = row.seen.used.max(known.seen.used);
                 }
                 self.images.insert(row.record.id.clone(), row);
             }
@@ -182,9 +204,11 @@ impl Records {
                 self.names.remove(&name);
             }
             Change::PutLayer(row) => {
+                self.layers_generation = self.layers_generation.wrapping_add(1);
                 self.layers.insert(row.diff_id.clone(), row);
             }
             Change::DeleteLayer(id) => {
+                self.layers_generation = self.layers_generation.wrapping_add(1);
                 self.layers.remove(&id);
             }
             Change::PutBlob(blob, id) => {
@@ -213,12 +237,19 @@ impl Records {
             Change::DeleteSnapshot(name) => {
                 self.snapshots.remove(&name);
             }
+            Change::Clock(row) => self.clock = Some(row),
         }
+    }
+
+    /// Another where layers came or went.
+    pub(super) fn layers_generation(&self) -> u64 {
+        self.layers_generation
     }
 
     /// The changes that make these records out of none.
     pub(super) fn dump(&self) -> Vec<Change> {
         let mut rows = vec![Change::NextSegment(self.next_segment)];
+        rows.extend(self.clock.map(Change::Clock));
         rows.extend(self.images.values().cloned().map(Change::PutImage));
         rows.extend(self.layers.values().cloned().map(Change::PutLayer));
         let names = self.names.iter();
@@ -265,19 +296,53 @@ impl Records {
         self.visible = visible;
     }
 
-    /// Records a use. True where it is news.
-    pub(super) fn touch(&mut self, id: &ImageId, at_ms: i64) -> bool {
-        let Some(row) = self.images.get_mut(id) else {
-            return false;
-        };
-        if row.record.last_used_at >= at_ms {
-            return false;
-        }
+    /// Records a use, by the wall clock and by the store's. How long the last one that is on disk is before it, in
+    /// milliseconds; `None` where there is no such image.
+    pub(super) fn touch(&mut self, id: &ImageId, at_ms: i64, tick: u64) -> Option<u64> {
+        let row = self.images.get_mut(id)?;
+        row.seen.used = row.seen.used.max(tick);
+        let behind = row.seen.used.saturating_sub(row.seen.stored);
+        // For people: the wall clock may have been put back.
         row.record.last_used_at = at_ms;
         if let Some(image) = self.visible.get_mut(id) {
             Arc::make_mut(image).record.last_used_at = at_ms;
         }
-        true
+        Some(behind)
+    }
+
+    /// The uses that were written.
+    pub(super) fn stored(&mut self, rows: &[Change]) {
+        for change in rows {
+            if let Change::PutImage(row) = change
+                && let Some(known) = self.images.get_mut(&row.record.id)
+            {
+                known.seen.stored = row.seen.used;
+            }
+        }
+    }
+
+    /// Gives images that the store's clock knows nothing of the time from which they age: now, in the order in which they
+    /// were pulled.
+    pub(super) fn begin_ageing(&mut self, now: u64) -> Vec<Change> {
+        let mut rows: Vec<&mut ImageRow> = self.images.values_mut().collect();
+        for row in &mut rows {
+            row.seen.stored = row.seen.used;
+        }
+        rows.retain(|row| !row.seen.known);
+        rows.sort_by_key(|row| row.record.pulled_at);
+        let count = rows.len() as u64;
+        for (row, at) in rows.iter_mut().zip(0u64..) {
+            let at = now.saturating_sub(count - at);
+            row.seen = Seen {
+                pulled: at,
+                used: now,
+                stored: now,
+                known: true,
+            };
+        }
+        rows.into_iter()
+            .map(|row| Change::PutImage(row.clone()))
+            .collect()
     }
 
     /// Present and not damaged.

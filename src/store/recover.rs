@@ -52,6 +52,8 @@ impl Inner {
         files::remove(&self.layout.fresh_database())?;
         self.forget_gone_mounts()?;
         self.forget_unused_layers()?;
+        let ageing = self.state().records.begin_ageing(self.tick());
+        self.apply(ageing)?;
         self.note_missing_layers()?;
         self.remove_orphans()?;
         self.trim_segments()?;

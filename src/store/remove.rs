@@ -8,14 +8,57 @@ use std::time::Instant;
 use crate::image::{DiffId, Digest, ImageId};
 
 use super::pack::{ContentHash, Extent};
-use super::records::Change;
-use super::types::Removed;
+use super::records::{Change, ImageRow};
+use super::types::{Hold, Removed};
 use super::{Error, Inner, State, Store, files, idx};
 
 impl Store {
     /// Removes an image with all its names and frees what only it used, before returning. Blocking. An image that is
     /// absent is `None`. Layers that are mounted or leased stay until they are released.
     pub fn remove_image(&self, id: &ImageId) -> Result<Option<Removed>, Error> {
+        self.remove_checked(id, |_, _| Ok(()))
+    }
+
+    /// As [`Store::remove_image`], of an image that is not wanted: unless it was used since `mark` ([`Age::mark`]), is
+    /// pinned, mounted, or being pulled or unpacked. Whoever begins one of these later finds the image gone.
+    ///
+    /// # Errors
+    /// [`Error::Busy`], and nothing has changed.
+    pub fn remove_unused(&self, id: &ImageId, mark: u64) -> Result<Option<Removed>, Error> {
+        self.remove_checked(id, |state, row| {
+            let busy = |user: String| {
+                Err(Error::Busy {
+                    subject: id.to_string(),
+                    user,
+                })
+            };
+            if row.record.pinned {
+                return busy("a pin".to_owned());
+            }
+            if let Some(user) = state.user_of(row) {
+                return busy(user);
+            }
+            if row.seen.used != mark {
+                return busy("somebody who asked for it a moment ago".to_owned());
+            }
+            Ok(())
+        })
+    }
+
+    /// What keeps each image from removal now: mounts, pulls and other work. From memory.
+    pub fn held(&self) -> BTreeMap<ImageId, Hold> {
+        let state = self.inner.state();
+        let images = state.records.images.iter();
+        images
+            .filter_map(|(id, row)| Some((id.clone(), state.hold_of(row)?)))
+            .collect()
+    }
+
+    fn remove_checked(
+        &self,
+        id: &ImageId,
+        check: impl FnOnce(&State, &ImageRow) -> Result<(), Error>,
+    ) -> Result<Option<Removed>, Error> {
         let began = Instant::now();
         let inner = &self.inner;
         let commits = inner.commits();
@@ -25,6 +68,8 @@ impl Store {
             let Some(row) = records.images.get(id) else {
                 return Ok(None);
             };
+            // Under the lock that leases and mounts are taken with.
+            check(&state, row)?;
             let needed = records.needed(Some(id));
             let layers: Vec<DiffId> = row
                 .record
@@ -187,6 +232,25 @@ impl Inner {
 }
 
 impl State {
+    /// What keeps an image: a mount of it, or work on all its layers, such as a pull of it.
+    fn hold_of(&self, row: &ImageRow) -> Option<Hold> {
+        let id = &row.record.id;
+        let mut mounts = self.records.mounts.iter();
+        if let Some((target, _)) = mounts.find(|(_, mount)| mount.image == *id) {
+            return Some(Hold::Mounted(target.clone()));
+        }
+        let layers = &row.record.layers;
+        let mut leased = layers.iter().map(|l| self.leases.contains_key(&l.diff_id));
+        (!layers.is_empty() && leased.all(|leased| leased)).then_some(Hold::Leased)
+    }
+
+    fn user_of(&self, row: &ImageRow) -> Option<String> {
+        Some(match self.hold_of(row)? {
+            Hold::Mounted(target) => format!("the mount at {}", target.display()),
+            Hold::Leased => "a pull or other work on its layers".to_owned(),
+        })
+    }
+
     /// Gives references back; the places that nobody uses any more.
     pub(super) fn let_go(&mut self, extents: &[(ContentHash, Extent)]) -> Vec<Extent> {
         let freed = extents

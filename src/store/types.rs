@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -168,6 +169,26 @@ pub struct Removed {
     pub layers: Vec<DiffId>,
     /// Bytes given back to the file system.
     pub freed_bytes: u64,
+}
+
+/// How long ago an image was pulled and used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Age {
+    /// Since it was pulled first.
+    pub pulled: Duration,
+    /// Since it was last used; its pull is a use.
+    pub used: Duration,
+    /// Another after each use.
+    pub mark: u64,
+}
+
+/// What keeps an image in the store whoever wants it gone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// It is mounted there.
+    Mounted(PathBuf),
+    /// It is being pulled, unpacked, or worked with otherwise: all its layers are leased.
+    Leased,
 }
 
 /// What the store holds and occupies. Read from counters, no disk access.

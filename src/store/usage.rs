@@ -20,6 +20,11 @@ pub(super) struct Occupied {
 }
 
 impl Occupied {
+    /// Bytes of a file that was looked at.
+    pub(super) fn of(&self, path: &Path) -> u64 {
+        self.bytes_of.get(path).copied().unwrap_or(0)
+    }
+
     /// Looks at a file; one that is absent counts nothing.
     fn look_at(&mut self, path: PathBuf, device: u64) {
         let meta = fs::symlink_metadata(&path).ok();
@@ -85,7 +90,7 @@ impl Inner {
     }
 
     /// Taken before the state.
-    fn occupied(&self) -> std::sync::MutexGuard<'_, Occupied> {
+    pub(super) fn occupied(&self) -> std::sync::MutexGuard<'_, Occupied> {
         self.occupied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -9,6 +9,7 @@ mod packs;
 mod space;
 mod speed;
 mod trees;
+mod uses;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
