@@ -45,5 +45,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         ["proto"],
     )?;
     tonic_prost_build::configure().compile_fds(descriptors)?;
+    // What is asked of a container runtime: a service of the same name as one of those served, so in a folder of its own.
+    let descriptors = protox::compile(["runtime/v1/containers.proto"], ["proto"])?;
+    let folder = out.join("containers");
+    fs::create_dir_all(&folder)?;
+    fs::write(folder.join("runtime.v1.bin"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .build_server(false)
+        .out_dir(folder)
+        .compile_fds(descriptors)?;
     Ok(())
 }

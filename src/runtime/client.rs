@@ -1,17 +1,13 @@
-//! The calls.
+//! Calls to the image service.
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tokio::time::timeout;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
 
 use super::Metrics;
-use super::backoff::Backoff;
-use super::connect;
-use super::error::{Error, ErrorClass, classify};
+use super::connection::{Connection, MAX_ANSWER};
+use super::error::Error;
 use super::proto::image_service_client::ImageServiceClient;
 use super::proto::{
     AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
@@ -22,8 +18,6 @@ use super::proto::{
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// A pull tells nothing of its progress, so this is for the largest image over the slowest line.
 const PULL_TIMEOUT: Duration = Duration::from_secs(3600);
-/// A list of 100,000 images is smaller.
-const MAX_ANSWER: usize = 64 << 20;
 
 /// An image as the runtime has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,36 +68,30 @@ impl std::fmt::Debug for Auth {
 /// The image service of a runtime. Cheap to clone. Connects when it is first asked, and again after a break.
 #[derive(Clone, Debug)]
 pub struct RuntimeImages {
-    channel: Channel,
-    socket: Arc<Path>,
-    backoff: Arc<Mutex<Backoff>>,
-    metrics: Metrics,
+    connection: Connection,
 }
 
 impl RuntimeImages {
     /// The service at a unix socket; `unix://` may stand before its path. Nothing is connected yet. Needs a tokio
     /// runtime.
     pub fn new(socket: &Path, metrics: Metrics) -> Self {
-        let socket: Arc<Path> = connect::path(socket).into();
         RuntimeImages {
-            channel: connect::channel(&socket),
-            socket,
-            backoff: Arc::default(),
-            metrics,
+            connection: Connection::new(socket, metrics),
         }
     }
 
     /// Where the runtime is.
     pub fn socket(&self) -> &Path {
-        &self.socket
+        self.connection.socket()
     }
 
     /// All images.
     pub async fn list(&self) -> Result<Vec<RuntimeImage>, Error> {
-        let subject = self.socket.display().to_string();
+        let subject = self.socket().display().to_string();
         let mut client = self.client();
         let call = async move { client.list_images(ListImagesRequest::default()).await };
         let answer = self
+            .connection
             .call("ListImages", &subject, CALL_TIMEOUT, call)
             .await?;
         Ok(answer.images.into_iter().map(image).collect())
@@ -117,7 +105,10 @@ impl RuntimeImages {
         };
         let mut client = self.client();
         let call = async move { client.image_status(request).await };
-        let answer = self.call("ImageStatus", name, CALL_TIMEOUT, call).await?;
+        let answer = self
+            .connection
+            .call("ImageStatus", name, CALL_TIMEOUT, call)
+            .await?;
         Ok(answer.image.map(image))
     }
 
@@ -131,16 +122,20 @@ impl RuntimeImages {
         };
         let mut client = self.client();
         let call = async move { client.pull_image(request).await };
-        let answer = self.call("PullImage", name, PULL_TIMEOUT, call).await?;
+        let answer = self
+            .connection
+            .call("PullImage", name, PULL_TIMEOUT, call)
+            .await?;
         Ok(answer.image_ref)
     }
 
     /// What images occupy; `None` where the runtime does not say.
     pub async fn fs_info(&self) -> Result<Option<FsUsage>, Error> {
-        let subject = self.socket.display().to_string();
+        let subject = self.socket().display().to_string();
         let mut client = self.client();
         let call = async move { client.image_fs_info(ImageFsInfoRequest::default()).await };
         let answer = self
+            .connection
             .call("ImageFsInfo", &subject, CALL_TIMEOUT, call)
             .await?;
         // The kubelet reads the first one only.
@@ -152,63 +147,7 @@ impl RuntimeImages {
     }
 
     fn client(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER)
-    }
-
-    fn backoff(&self) -> MutexGuard<'_, Backoff> {
-        self.backoff.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn call<T>(
-        &self,
-        method: &'static str,
-        subject: &str,
-        limit: Duration,
-        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-    ) -> Result<T, Error> {
-        if let Some(pause) = self.backoff().pause(Instant::now()) {
-            return Err(Error {
-                retry_after: Some(pause),
-                ..Error::new(
-                    ErrorClass::RuntimeUnavailable,
-                    self.socket.display().to_string(),
-                )
-            });
-        }
-        let began = Instant::now();
-        let answer = match timeout(limit, call).await {
-            Ok(answer) => answer.map_err(|status| {
-                // The status of a broken or refused connection is made here, not by the runtime.
-                let class = classify(&status);
-                let ours = status.code() == Code::Unavailable
-                    || std::error::Error::source(&status).is_some();
-                if ours {
-                    ErrorClass::RuntimeUnavailable
-                } else {
-                    class
-                }
-            }),
-            Err(_) => Err(ErrorClass::Timeout),
-        };
-        let result = answer
-            .as_ref()
-            .map_or_else(|class| class.as_str(), |_| "success");
-        self.metrics.call(method, result, began.elapsed());
-        match answer {
-            Ok(answer) => {
-                self.backoff().answered();
-                Ok(answer.into_inner())
-            }
-            Err(ErrorClass::RuntimeUnavailable) => {
-                self.backoff().failed(Instant::now());
-                let socket = self.socket.display().to_string();
-                Err(Error::new(ErrorClass::RuntimeUnavailable, socket))
-            }
-            Err(class) => {
-                self.backoff().answered();
-                Err(Error::new(class, subject))
-            }
-        }
+        ImageServiceClient::new(self.connection.channel()).max_decoding_message_size(MAX_ANSWER)
     }
 }
 
@@ -245,6 +184,7 @@ fn image(image: Image) -> RuntimeImage {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::runtime::ErrorClass;
 
     #[tokio::test]
     async fn a_runtime_that_is_not_there_is_left_alone_for_a_while() {
