@@ -16,6 +16,8 @@ pub struct Declaration {
     pub pinned: bool,
     /// Who declares it, for people: `ClusterImagePrepull base`.
     pub by: String,
+    /// Where he does so, for one who is of a namespace.
+    pub namespace: Option<String>,
 }
 
 impl Declaration {
@@ -67,6 +69,7 @@ mod tests {
             digest: digest.map(|digit| of(digit).parse().unwrap()),
             pinned: false,
             by: by.to_owned(),
+            namespace: None,
         }
     }
 

@@ -63,6 +63,34 @@ pub enum Error {
         /// How many match.
         count: usize,
     },
+    /// A container uses it, or something else protects it.
+    #[error("{name} is in use by {by}")]
+    InUse {
+        /// What was to go.
+        name: String,
+        /// For people.
+        by: String,
+    },
+    /// Who uses images cannot be told, so none may go.
+    #[error("who uses images is not known, so none is removed: {cause}")]
+    UsersUnknown {
+        /// Why not.
+        cause: String,
+    },
+    /// A pull does not fit beside what is reserved.
+    #[error(
+        "{reference}: InsufficientSpace: {needed} bytes are needed for this and other pulls, {free} are free, of which {reserve} are reserved; larder prune frees what is not needed"
+    )]
+    InsufficientSpace {
+        /// What was pulled.
+        reference: String,
+        /// Bytes that the pulls under way are expected to write yet, this one among them.
+        needed: u64,
+        /// Bytes that may be written to the file system.
+        free: u64,
+        /// Bytes that must stay free.
+        reserve: u64,
+    },
     /// No such image.
     #[error("{name}: no such image; larder images lists what is here")]
     NotFound {
@@ -168,6 +196,8 @@ impl Error {
             Error::Ambiguous { .. } | Error::Invalid(_) => ErrorKind::InvalidReference,
             Error::NotFound { .. } => ErrorKind::NotFound,
             Error::Cancelled { .. } => ErrorKind::Cancelled,
+            Error::InUse { .. } | Error::UsersUnknown { .. } => ErrorKind::Busy,
+            Error::InsufficientSpace { .. } => ErrorKind::NoSpace,
             Error::Internal { .. } => ErrorKind::Internal,
             Error::Runtime { .. } => ErrorKind::Unsupported,
         }
@@ -181,6 +211,15 @@ impl Error {
     /// What kind of failure of the store this is.
     pub(super) fn of_store(error: &store::Error) -> ErrorKind {
         of_store(error)
+    }
+
+    /// True where something protects an image from removal.
+    pub(super) fn is_protection(&self) -> bool {
+        match self {
+            Error::InUse { .. } => true,
+            Error::Store { source, .. } => matches!(**source, store::Error::Busy { .. }),
+            _ => false,
+        }
     }
 
     pub(super) fn store(subject: impl Into<String>, source: store::Error) -> Self {

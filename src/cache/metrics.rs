@@ -10,7 +10,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
+use super::prune::Cause;
 use super::{Error, ErrorKind, LayerSource, Traffic};
+use crate::store::Space;
 
 /// Seconds: from a cached pull on loopback to a large image over a slow line.
 const PULL_SECONDS: [f64; 13] = [
@@ -34,6 +36,16 @@ const FOREGROUND: Urgency = Urgency {
 const BACKGROUND: Urgency = Urgency {
     priority: "background",
 };
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Pruning {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Refusal {
+    when: &'static str,
+}
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Source {
@@ -60,6 +72,14 @@ pub struct Metrics {
     layers_held: Gauge<i64, AtomicI64>,
     received: Family<Urgency, Counter<u64, AtomicU64>>,
     throttled: Counter<f64, AtomicU64>,
+    prune_runs: Family<Pruning, Counter<u64, AtomicU64>>,
+    pruned: Family<Pruning, Counter<u64, AtomicU64>>,
+    pruned_bytes: Family<Pruning, Counter<u64, AtomicU64>>,
+    refused: Family<Refusal, Counter<u64, AtomicU64>>,
+    users_known: Gauge<i64, AtomicI64>,
+    reserved: Gauge<i64, AtomicI64>,
+    disk_size: Gauge<i64, AtomicI64>,
+    disk_available: Gauge<i64, AtomicI64>,
 }
 
 impl Default for Metrics {
@@ -76,6 +96,14 @@ impl Default for Metrics {
             layers_held: Gauge::default(),
             received: Family::default(),
             throttled: Counter::default(),
+            prune_runs: Family::default(),
+            pruned: Family::default(),
+            pruned_bytes: Family::default(),
+            refused: Family::default(),
+            users_known: Gauge::default(),
+            reserved: Gauge::default(),
+            disk_size: Gauge::default(),
+            disk_available: Gauge::default(),
         }
     }
 }
@@ -143,6 +171,58 @@ impl Metrics {
             "Time that layers waited for the bandwidth limit",
             metrics.throttled.clone(),
         );
+        registry.register(
+            "larder_prune_runs",
+            "Runs that removed images which nobody named, or found none to remove, by what they were for",
+            metrics.prune_runs.clone(),
+        );
+        registry.register(
+            "larder_pruned_images",
+            "Images that such runs removed",
+            metrics.pruned.clone(),
+        );
+        registry.register(
+            "larder_pruned_bytes",
+            "Bytes that they gave back to the file system",
+            metrics.pruned_bytes.clone(),
+        );
+        registry.register(
+            "larder_space_refusals",
+            "Pulls refused because they would enter the reserved band of the disk, before they began or during the ingest",
+            metrics.refused.clone(),
+        );
+        registry.register(
+            "larder_image_users_known",
+            "1 while the container runtime tells which images are in use, or where none is asked; 0: nothing is pruned",
+            metrics.users_known.clone(),
+        );
+        registry.register(
+            "larder_reserved_bytes",
+            "Bytes of the disk that pulls leave free",
+            metrics.reserved.clone(),
+        );
+        registry.register(
+            "larder_disk_size_bytes",
+            "Size of the file system that the store is on",
+            metrics.disk_size.clone(),
+        );
+        registry.register(
+            "larder_disk_available_bytes",
+            "Bytes that may still be written to it",
+            metrics.disk_available.clone(),
+        );
+        metrics.users_known.set(1);
+        for cause in Cause::ALL {
+            let label = Pruning {
+                reason: cause.as_str(),
+            };
+            drop(metrics.prune_runs.get_or_create(&label));
+            drop(metrics.pruned.get_or_create(&label));
+            drop(metrics.pruned_bytes.get_or_create(&label));
+        }
+        for when in ["before", "during"] {
+            drop(metrics.refused.get_or_create(&Refusal { when }));
+        }
         // What is not there yet cannot rise, and no alert sees its first time.
         drop(metrics.pulls.get_or_create(&SUCCESS));
         for source in SOURCES {
@@ -188,6 +268,41 @@ impl Metrics {
 
     pub(super) fn image_removed(&self) {
         self.removed.inc();
+    }
+
+    pub(super) fn prune_run(&self, cause: Cause) {
+        let reason = cause.as_str();
+        self.prune_runs.get_or_create(&Pruning { reason }).inc();
+    }
+
+    pub(super) fn pruned(&self, cause: Cause, bytes: u64) {
+        let label = Pruning {
+            reason: cause.as_str(),
+        };
+        self.pruned.get_or_create(&label).inc();
+        self.pruned_bytes.get_or_create(&label).inc_by(bytes);
+    }
+
+    /// `begun`: some of it was written already.
+    pub(super) fn refused(&self, begun: bool) {
+        let when = if begun { "during" } else { "before" };
+        self.refused.get_or_create(&Refusal { when }).inc();
+    }
+
+    pub(super) fn users_known(&self, known: bool) {
+        self.users_known.set(known.into());
+    }
+
+    pub(super) fn reserved(&self, bytes: u64) {
+        self.reserved.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+    }
+
+    pub(super) fn space(&self, space: &Space) {
+        let set = |gauge: &Gauge<i64, AtomicI64>, bytes: u64| {
+            gauge.set(i64::try_from(bytes).unwrap_or(i64::MAX));
+        };
+        set(&self.disk_size, space.capacity);
+        set(&self.disk_available, space.available);
     }
 
     pub(super) fn traffic(&self, traffic: &Traffic) {

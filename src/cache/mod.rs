@@ -4,23 +4,30 @@
 //! the network itself: that is what store and registry are for.
 
 mod declared;
+mod emergency;
 mod error;
 mod gate;
 mod inspect;
 mod leases;
 mod metrics;
 mod names;
+mod prune;
 mod pull;
 mod request;
+mod room;
 mod settle;
 mod shown;
 mod snapshots;
+mod tend;
 mod threads;
+mod users;
 mod view;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -29,6 +36,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::image::{Digest, ImageId, Platform, User};
+use crate::prune::Amount;
 use crate::registry;
 use crate::store;
 
@@ -45,14 +53,17 @@ pub use crate::store::{
     SnapshotMount, SnapshotUsage, Usage,
 };
 pub use declared::Declaration;
+pub use emergency::Emergency;
 pub use error::{Error, ErrorKind};
 pub use inspect::{ImageDetails, LayerView};
 pub use metrics::Metrics;
+pub use prune::{Cause, Pruned};
 pub use pull::Pull;
 pub use request::{Background, Priority, PullRequest, Traffic, Visibility};
 pub use settle::{Settle, Settled};
 pub use shown::Shown;
 pub use snapshots::{Failure as SnapshotFailure, Snapshots};
+pub use users::{ImageUser, ImageUsers};
 
 /// Pulls under way at once; more wait for their turn. Each holds a manifest and an index, 4 MiB each at most.
 const MAX_PULLS: usize = 64;
@@ -74,6 +85,8 @@ pub struct Config {
     pub authfile: Option<PathBuf>,
     /// What background pulls may take.
     pub background: Background,
+    /// The band of the disk that pulls never enter; `None` for none.
+    pub reserved: Option<Amount>,
 }
 
 /// Where a layer's bytes come from.
@@ -214,6 +227,20 @@ struct Inner {
     fsck: tokio::sync::Mutex<()>,
     /// The last verification found damage that is still there.
     damaged: AtomicBool,
+    /// Who is asked for the users of images, and whether the last answer was one.
+    users: users::Source,
+    users_known: AtomicBool,
+    /// Removals that nobody asked for by name: one run at a time.
+    pruning: tokio::sync::Mutex<()>,
+    /// The last use of each image as of the last look at all of them.
+    use_marks: Mutex<BTreeMap<ImageId, u64>>,
+    rounds: Mutex<tend::Rounds>,
+    /// What pulls under way still write.
+    room: room::Room,
+    disk: Mutex<emergency::Watch>,
+    /// Size of the file system, and the band of it that policies reserve.
+    capacity: AtomicU64,
+    wanted_reserve: AtomicU64,
 }
 
 impl Cache {
@@ -257,6 +284,15 @@ impl Cache {
             settle: settle::Hook::default(),
             fsck: tokio::sync::Mutex::new(()),
             damaged: AtomicBool::new(false),
+            users: users::Source::default(),
+            users_known: AtomicBool::new(true),
+            pruning: tokio::sync::Mutex::new(()),
+            use_marks: Mutex::default(),
+            rounds: Mutex::default(),
+            room: room::Room::default(),
+            disk: Mutex::default(),
+            capacity: AtomicU64::new(0),
+            wanted_reserve: AtomicU64::new(0),
             config,
             store,
             registry,
@@ -266,9 +302,13 @@ impl Cache {
             threads,
             shutdown,
         };
-        Cache {
+        let cache = Cache {
             inner: Arc::new(inner),
-        }
+        };
+        // One that cannot be measured now is by the next look at the disk.
+        let space = cache.inner.store.space().unwrap_or_default();
+        cache.apply_reserve(space.capacity);
+        cache
     }
 
     /// Starts or joins a pull. Authorises at the registry always, even when everything is local.
@@ -459,6 +499,7 @@ impl Cache {
         self.inner.shutdown.cancel();
         let inner = self.inner.clone();
         self.inner.threads.dispose(inner.parked.take_all());
+        self.flush_uses().await;
         self.inner.tracker.close();
         self.inner.tracker.wait().await;
     }

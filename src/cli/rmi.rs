@@ -15,7 +15,9 @@ use crate::control::proto::{RemoveRequest, RemoveResponse};
 pub(super) const AFTER: &str = "\
 An image goes with all its names, whichever of them is given, as the kubelet
 expects it. Layers that other images use stay. One that a
-prepull declares goes too, with a warning: it will be pulled again.
+prepull declares goes too, with a warning: it will be pulled again. One that a
+container uses, running or not, is refused unless --force is given, where the
+agent knows the container runtime (--runtime-endpoint).
 
 Examples:
   larder rmi busybox
@@ -27,7 +29,7 @@ pub(super) struct Args {
     /// Names, ids or the first digits of ids
     #[arg(required = true, value_name = "NAME")]
     names: Vec<String>,
-    /// An absent image is no failure
+    /// An absent image is no failure, and a container that uses it no obstacle
     #[arg(short, long)]
     force: bool,
 }
@@ -48,7 +50,13 @@ pub(super) async fn run(args: Args, client: &mut Client, terminal: &Terminal) ->
     // The other images go even if one cannot.
     let mut failures = Failures::default();
     for name in args.names {
-        let answer = client.images.remove(RemoveRequest { name }).await;
+        let answer = client
+            .images
+            .remove(RemoveRequest {
+                name,
+                unless_used: !args.force,
+            })
+            .await;
         match answer {
             Ok(removed) => {
                 let removed = removed.into_inner();

@@ -8,11 +8,13 @@ mod convert;
 mod fsck;
 mod pattern;
 mod prepulls;
+mod prune;
 mod pull;
 mod service;
 mod status;
 
 pub use prepulls::{Prepulls, StatusSource, prepulls_server};
+pub use prune::request as prune_policy;
 pub use service::{Images, answers, server};
 
 /// The wire's types, for this door and for the terminal's client.

@@ -6,8 +6,8 @@ use tonic::{Request, Response, Status};
 
 use super::proto::images_server::{self, ImagesServer};
 use super::proto::*;
-use super::{convert, fsck, pattern, pull, status};
-use crate::cache::{Cache, Error};
+use super::{convert, fsck, pattern, prune, pull, status};
+use crate::cache::{Cache, Cause, Error};
 use crate::telemetry::TraceContext;
 
 /// Longest name or pattern that is looked at.
@@ -129,11 +129,18 @@ impl images_server::Images for Images {
         request: Request<RemoveRequest>,
     ) -> Result<Response<RemoveResponse>, Status> {
         self.acts()?;
-        let name = named(request.into_inner().name)?;
+        let request = request.into_inner();
+        let name = named(request.name)?;
         let image = self
             .cache
             .status(&name)
             .map_err(|error| status::of(&error))?;
+        if request.unless_used {
+            self.cache
+                .check_unused(&name)
+                .await
+                .map_err(|error| status::of(&error))?;
+        }
         let removed = self
             .cache
             .remove(&name)
@@ -143,6 +150,23 @@ impl images_server::Images for Images {
             (Some(image), Some(removed)) => Ok(Response::new(convert::removed(&image, removed))),
             _ => Err(absent(name)),
         }
+    }
+
+    async fn prune(
+        &self,
+        request: Request<PruneRequest>,
+    ) -> Result<Response<PruneResponse>, Status> {
+        let request = request.into_inner();
+        if !request.dry_run {
+            self.acts()?;
+        }
+        let policies = prune::policies(request.policies)?;
+        let pruned = self
+            .cache
+            .prune(&policies, request.dry_run, Cause::Command)
+            .await
+            .map_err(|error| status::of(&error))?;
+        Ok(Response::new(prune::response(pruned)))
     }
 
     async fn usage(&self, _: Request<UsageRequest>) -> Result<Response<UsageResponse>, Status> {

@@ -194,8 +194,10 @@ impl Store {
                     stored: now,
                     known: true,
                 },
+                namespaces: BTreeSet::new(),
             };
             if let Some(known) = state.records.images.get(&id) {
+                row.namespaces.clone_from(&known.namespaces);
                 if known.record.pulled_at == row.record.pulled_at {
                     row.seen.pulled = known.seen.pulled;
                 }

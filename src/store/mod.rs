@@ -313,6 +313,29 @@ impl Store {
         self.inner.apply(vec![clock])
     }
 
+    /// Keeps with an image the namespaces that declare it. In memory at once, on disk as uses are; the first 64 count.
+    pub fn note_namespaces(&self, id: &ImageId, namespaces: BTreeSet<String>) {
+        let mut state = self.inner.state();
+        let Some(row) = state.records.images.get_mut(id) else {
+            return;
+        };
+        let known = row.namespaces.len();
+        let room = records::MAX_NAMESPACES.saturating_sub(known);
+        let new = namespaces.difference(&row.namespaces).take(room);
+        let new: Vec<String> = new.cloned().collect();
+        row.namespaces.extend(new);
+        if row.namespaces.len() > known {
+            state.touched.insert(id.clone());
+        }
+    }
+
+    /// Namespaces that declare an image, or did.
+    pub fn namespaces(&self, id: &ImageId) -> BTreeSet<String> {
+        let state = self.inner.state();
+        let row = state.records.images.get(id);
+        row.map_or_else(BTreeSet::new, |row| row.namespaces.clone())
+    }
+
     /// How long ago images were pulled and used, by the store's own clock, which counts only while a machine is up and
     /// which no change of the wall clock moves. From memory.
     pub fn ages(&self) -> BTreeMap<ImageId, Age> {

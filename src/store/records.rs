@@ -24,7 +24,13 @@ pub(super) struct ImageRow {
     /// By the store's clock; absent in rows from before there was one, until the store is opened.
     #[serde(default)]
     pub(super) seen: Seen,
+    /// Namespaces that declared it.
+    #[serde(default)]
+    pub(super) namespaces: BTreeSet<String>,
 }
+
+/// Namespaces kept with an image.
+pub(super) const MAX_NAMESPACES: usize = 64;
 
 /// When an image was pulled and last used, in milliseconds of the store's clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -45,6 +45,7 @@ impl Node {
             pinned: Vec::new(),
             authfile: None,
             background,
+            reserved: None,
         };
         let cache = Cache::new(config, store, client, cache::Metrics::default());
         Node {
@@ -397,6 +398,7 @@ async fn declared_images_are_pinned_as_they_say_and_known_by_who_declares_them()
         digest: digest.map(|image| image.digest().parse().unwrap()),
         pinned,
         by: "ClusterImagePrepull base".to_owned(),
+        namespace: None,
     };
     let view = || node.cache.status(&one.id()).unwrap().unwrap();
     assert!(!view().pinned && node.cache.declared(&view()).is_empty());

@@ -49,6 +49,7 @@ impl Node {
             pinned: Vec::new(),
             authfile: None,
             background,
+            reserved: None,
         };
         Node {
             cache: Cache::new(config, store, client, cache::Metrics::default()),

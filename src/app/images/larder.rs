@@ -55,6 +55,12 @@ impl LarderImages {
     }
 }
 
+/// The namespace of one who declares, by what he is called: `ImagePrepull team/base`.
+fn namespace(by: &str) -> Option<&str> {
+    let (namespace, _) = by.strip_prefix("ImagePrepull ")?.split_once('/')?;
+    Some(namespace)
+}
+
 /// The name with the digest that is meant: the tag is given to the revision's image even where it has moved on at the
 /// registry, since it is the name under which pods ask for it.
 fn meant(want: &Want) -> Result<Reference, PullFailure> {
@@ -150,6 +156,7 @@ impl Images for LarderImages {
             reference: declared.reference,
             digest: declared.digest,
             pinned: declared.pinned,
+            namespace: namespace(&declared.by).map(str::to_owned),
             by: declared.by,
         });
         self.cache.declare(set.collect());

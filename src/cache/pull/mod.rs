@@ -6,6 +6,7 @@ mod pipe;
 mod plan;
 mod progress;
 mod run;
+mod space;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -26,6 +26,8 @@ use super::documents::{self, Documents, Selected};
 use super::download::Begun;
 use super::plan::{Fault, Plan};
 use super::progress::{Board, INTERVAL};
+use super::space::LOOK;
+use crate::cache::room::Claim;
 
 /// Labels kept in an image record, and bytes of all of them.
 const MAX_LABELS: usize = 256;
@@ -80,7 +82,22 @@ impl Run<'_> {
             });
         }
 
-        let gathered = self.gather(&documents, &selected, board).await?;
+        let mut claim = None;
+        let gathered = match self.gather(&documents, &selected, board, &mut claim).await {
+            Err(error) if error.kind() == ErrorKind::NoSpace && inner.store.reserve() > 0 => {
+                // What it takes is known better now than before it began; with that much room it tries once more.
+                let whole = claim.take().map(|claim| claim.whole());
+                inner.metrics.refused(whole.is_some());
+                match whole {
+                    Some(bytes) if self.make_room(bytes).await? => {}
+                    _ => return Err(error),
+                }
+                self.gather(&documents, &selected, board, &mut claim)
+                    .await?
+            }
+            gathered => gathered?,
+        };
+        drop(claim);
         board.phase(Phase::Committing);
         let fetched_bytes = gathered.fetched_bytes;
         let image = self
@@ -286,6 +303,7 @@ impl Run<'_> {
         documents: &Documents<'_>,
         selected: &Selected,
         board: &mut Board,
+        claim: &mut Option<Claim>,
     ) -> Result<Gathered, Error> {
         let inner = self.inner;
         let store = &inner.store;
@@ -310,13 +328,22 @@ impl Run<'_> {
         let mut fetched_bytes = 0u64;
         let mut tick = tokio::time::interval(INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
 
         loop {
+            // All that is to be fetched is known here, and nothing of it has begun.
+            if claim.is_none() && plan.has_queued() {
+                *claim = Some(self.claim(&plan).await?);
+            }
             for fetch in plan.queued() {
                 let blob = fetch.descriptor.digest;
                 if let Some(ticket) = inner.downloads.join(&blob, &self.lease, self.pass) {
                     plan.started(&blob);
                     board.started(&blob, LayerSource::Shared, &ticket.download);
+                    if let Some(claim) = claim {
+                        claim.started(&blob, &ticket.download.counters);
+                    }
                     joined.insert(blob);
                     running.push(ticket.wait());
                 }
@@ -362,6 +389,9 @@ impl Run<'_> {
                         Begun::Started(ticket) => (ticket, LayerSource::Registry),
                         Begun::Joined(ticket) => (ticket, LayerSource::Shared),
                         Begun::Present(diff_id) => {
+                            if let Some(claim) = claim {
+                                claim.landed(&blob);
+                            }
                             plan.landed(&blob, &diff_id).map_err(|fault| self.fault(fault))?;
                             board.plan(&plan);
                             continue;
@@ -372,6 +402,9 @@ impl Run<'_> {
                     }
                     plan.started(&blob);
                     board.started(&blob, source, &ticket.download);
+                    if let Some(claim) = claim {
+                        claim.started(&blob, &ticket.download.counters);
+                    }
                     board.sample();
                     running.push(ticket.wait());
                 }
@@ -388,6 +421,9 @@ impl Run<'_> {
                                 return Err(self.internal(format!("layer {blob} vanished right after it was stored")));
                             }
                             board.stopped(&blob, true);
+                            if let Some(claim) = claim {
+                                claim.landed(&blob);
+                            }
                             plan.landed(&blob, diff_id).map_err(|fault| self.fault(fault))?;
                             inner.metrics.layer(if shared { LayerSource::Shared } else { LayerSource::Registry }, size);
                             landed_here.insert(blob);
@@ -402,6 +438,9 @@ impl Run<'_> {
                     board.sample();
                 }
                 _ = tick.tick() => board.sample(),
+                _ = look.tick() => if let Some(claim) = claim {
+                    self.check_room(claim).await?;
+                },
             }
         }
     }

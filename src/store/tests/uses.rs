@@ -79,6 +79,7 @@ fn rows_from_before_the_clock_age_from_now_on_in_their_order() {
             blobs: Vec::new(),
             damaged: false,
             seen: records::Seen::default(),
+            namespaces: BTreeSet::new(),
         };
         records.images.insert(row.record.id.clone(), row);
     }

@@ -1,0 +1,180 @@
+//! A disk that is nearly full: pulls that do not fit are refused, and what may go goes at once.
+//!
+//! All of it only where a band is reserved: without one nobody said that images should go for the disk's sake.
+
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+
+use crate::prune::{self, Amount, Disk, Protection};
+use crate::store::Space;
+
+use super::prune::Cause;
+use super::{Cache, Error};
+
+/// After a run that found nothing to remove, for the disk's sake alone.
+const PAUSE: Duration = Duration::from_secs(60);
+
+/// What an emergency did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emergency {
+    /// When it ended.
+    pub at: Timestamp,
+    /// Images removed.
+    pub images: u64,
+    /// What that gave back.
+    pub freed_bytes: u64,
+    /// What was wanted besides, and nothing could give.
+    pub short_bytes: u64,
+}
+
+/// What is known of the disk.
+#[derive(Debug, Default)]
+pub(super) struct Watch {
+    last: Option<Emergency>,
+    /// No run for the disk's sake before this.
+    not_before: Option<Instant>,
+    below: bool,
+}
+
+impl Cache {
+    /// The band of the disk that pulls never enter, in bytes; what the configuration says counts where it is more.
+    pub fn reserve(&self, bytes: u64) {
+        self.inner.wanted_reserve.store(bytes, Ordering::Relaxed);
+        let capacity = self.inner.capacity.load(Ordering::Relaxed);
+        self.apply_reserve(capacity);
+    }
+
+    /// The last emergency since the start.
+    pub fn last_emergency(&self) -> Option<Emergency> {
+        self.watch().last.clone()
+    }
+
+    /// Sets the band for a file system of so many bytes.
+    pub(super) fn apply_reserve(&self, capacity: u64) {
+        let inner = &self.inner;
+        inner.capacity.store(capacity, Ordering::Relaxed);
+        let own = inner
+            .config
+            .reserved
+            .map_or(0, |band: Amount| band.of(capacity));
+        let wanted = inner.wanted_reserve.load(Ordering::Relaxed);
+        inner.store.set_reserve(own.max(wanted));
+        inner.metrics.reserved(inner.store.reserve());
+    }
+
+    pub(super) async fn space(&self) -> Result<Space, Error> {
+        let store = self.inner.store.clone();
+        let subject = self.root().display().to_string();
+        let space = self
+            .inner
+            .threads
+            .block(&subject, move || store.space())
+            .await?;
+        space.map_err(|error| Error::store(subject, error))
+    }
+
+    /// Frees space until `target` bytes are free, or nothing more may go; `None` where no band is reserved. `pods_wait`
+    /// is false where it is for an image that is merely declared: that takes the place of no other declared one.
+    pub(super) async fn make_room(
+        &self,
+        target: u64,
+        pods_wait: bool,
+    ) -> Result<Option<Emergency>, Error> {
+        if self.inner.store.reserve() == 0 {
+            return Ok(None);
+        }
+        let _one = self.inner.pruning.lock().await;
+        let (mut images, disk) = self.candidates().await?;
+        if disk.available >= target {
+            // Somebody else made room while this waited.
+            return Ok(None);
+        }
+        if !pods_wait {
+            for image in &mut images {
+                image.protections.iter_mut().for_each(harden);
+            }
+        }
+        let plan = prune::emergency(&images, &disk, target, Timestamp::now());
+        let short_bytes = plan.short_bytes;
+        let breaks = move |one: &Protection| {
+            let weak = matches!(
+                one,
+                Protection::Grace { .. } | Protection::Declared { pinned: false, .. }
+            );
+            weak && pods_wait
+        };
+        let done = self.carry_out(plan, Cause::Emergency, breaks).await?;
+        let emergency = Emergency {
+            at: Timestamp::now(),
+            images: done.plan.remove.len() as u64,
+            freed_bytes: done.plan.free_bytes,
+            short_bytes,
+        };
+        if short_bytes > 0 {
+            let Disk { available, .. } = disk;
+            tracing::warn!(
+                target_bytes = target,
+                available_bytes = available,
+                freed_bytes = emergency.freed_bytes,
+                short_bytes,
+                "The disk is nearly full, and no more images may go"
+            );
+        }
+        self.watch().last = Some(emergency.clone());
+        Ok(Some(emergency))
+    }
+
+    /// Looks at the disk: others fill it too.
+    pub(super) async fn watch_disk(&self) {
+        let Ok(space) = self.space().await else {
+            return;
+        };
+        self.apply_reserve(space.capacity);
+        self.inner.metrics.space(&space);
+        let reserve = self.inner.store.reserve();
+        let below = space.available < reserve;
+        let due = {
+            let mut watch = self.watch();
+            if below && !watch.below {
+                tracing::warn!(
+                    available_bytes = space.available,
+                    reserved_bytes = reserve,
+                    "The disk is filled into its reserved band"
+                );
+            }
+            watch.below = below;
+            let now = Instant::now();
+            let due = below && watch.not_before.is_none_or(|then| now >= then);
+            if due {
+                watch.not_before = now.checked_add(PAUSE);
+            }
+            due
+        };
+        if !due {
+            return;
+        }
+        match self.make_room(reserve, true).await {
+            // What went may not be enough yet; the next look tells.
+            Ok(Some(Emergency { images: 1.., .. })) => self.watch().not_before = None,
+            Ok(_) => {}
+            Err(error) => tracing::warn!(err = %error, "No room was made on a full disk"),
+        }
+    }
+
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        let watch = &self.inner.disk;
+        watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is declared, or just came, stays.
+fn harden(protection: &mut Protection) {
+    match protection {
+        Protection::Declared { pinned, .. } => *pinned = true,
+        Protection::Grace { .. } => *protection = Protection::Leased,
+        _ => {}
+    }
+}
