@@ -8,6 +8,7 @@ use super::images::NodeImages;
 use super::kube_agent;
 use super::open::Parts;
 use super::process;
+use super::pruning;
 use super::serve::{Checks, LAST_WRITES, Service};
 use crate::admin::{self, Admin};
 use crate::cri;
@@ -97,9 +98,13 @@ impl Agent {
             calls: cri::Metrics::register(&mut metrics),
             declared: kube_agent::Metrics::register(&mut metrics),
         };
-        let talks = config.images != Holder::Larder || config.containerd.is_some();
+        let talks = config.images != Holder::Larder
+            || config.containerd.is_some()
+            || config.users_endpoint.is_some();
         let calls_out = talks.then(|| runtime::Metrics::register(&mut metrics));
         let calls_out = calls_out.unwrap_or_default();
+        let endpoint = config.users_endpoint.as_ref();
+        let users = endpoint.map(|endpoint| pruning::users(endpoint, calls_out.clone()));
         let runtime = match &config.images {
             Holder::Larder => None,
             Holder::Runtime { endpoint } => Some(RuntimeImages::new(endpoint, calls_out.clone())),
@@ -116,7 +121,7 @@ impl Agent {
         let service = match runtime {
             None => {
                 let metrics = (meters.declared, calls_out);
-                Service::of_cache(&config, parts, metrics, &checks, &shutdown).await
+                Service::of_cache(&config, parts, metrics, users, &checks, &shutdown).await
             }
             Some(runtime) => {
                 let images = NodeImages::new(runtime, parts.client(&config.cache)?);

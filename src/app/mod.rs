@@ -12,9 +12,12 @@ pub mod demo;
 pub mod images;
 mod kube_agent;
 mod open;
+mod policies;
 mod process;
+mod pruning;
 mod registrar;
 pub mod serve;
 
 pub use credentials::{Found, credentials_for};
 pub use open::{CacheOptions, Opened, expect_store, open_cache};
+pub use policies::{FilePolicy, read_policies};

@@ -8,6 +8,7 @@ use prometheus_client::registry::Registry;
 
 use crate::cache::{self, Background, Cache};
 use crate::image::Platform;
+use crate::prune::Amount;
 use crate::registry::{self, Client};
 use crate::store::{self, Limits, Store};
 
@@ -30,6 +31,8 @@ pub struct CacheOptions {
     pub limits: Limits,
     /// What background pulls may take.
     pub background: Background,
+    /// The band of the disk that pulls never enter.
+    pub reserved: Option<Amount>,
     /// Requests at once per registry host.
     pub max_per_host: usize,
     /// A transfer without a byte for so long is resumed.
@@ -52,6 +55,7 @@ impl Default for CacheOptions {
             authfile: None,
             limits: Limits::default(),
             background: Background::default(),
+            reserved: None,
             max_per_host: registry.max_per_host,
             stall_timeout: registry.stall_timeout,
             attempts: registry.attempts,
@@ -148,6 +152,7 @@ impl Parts {
                     .min(options.max_per_host.saturating_sub(1)),
                 ..options.background
             },
+            reserved: options.reserved,
         };
         let cache = Cache::new(config, store.clone(), client, self.cache);
         Ok(Opened { cache, store })

@@ -21,8 +21,9 @@ use super::images::{LarderImages, NodeImages};
 use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use super::process::admin_ended;
+use super::pruning;
 use super::registrar::Registrar;
-use crate::cache::Cache;
+use crate::cache::{Cache, ImageUsers};
 use crate::control;
 use crate::control::proto::images_server::ImagesServer;
 use crate::control::proto::prepulls_server::PrepullsServer;
@@ -103,6 +104,7 @@ impl Service {
         config: &Config,
         parts: Parts,
         metrics: (kube_agent::Metrics, runtime::Metrics),
+        users: Option<ImageUsers>,
         checks: &Checks,
         shutdown: &Shutdown,
     ) -> anyhow::Result<Option<Self>> {
@@ -115,6 +117,9 @@ impl Service {
             // Recovery is safe to break off.
             () = shutdown.wait() => return Ok(None),
         };
+        if let Some(users) = users {
+            cache.watch_users(users);
+        }
         checks.store.set(true);
         tracing::info!(root = %config.root.display(), duration_seconds = started.elapsed().as_secs_f64(), "Store opened");
 
@@ -227,6 +232,9 @@ impl Service {
         let (cache, store) = self.own.unzip();
         if let Some((store, pause)) = store.zip(config.scrub_interval) {
             tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
+        }
+        if let Some(cache) = &cache {
+            tasks.spawn("upkeep", pruning::tend(cache.clone(), shutdown.clone()));
         }
         if let Some(declared) = self.declared {
             tasks.spawn("declared images", declared.run(shutdown.clone(), readiness));

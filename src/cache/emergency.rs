@@ -87,7 +87,7 @@ impl Cache {
             return Ok(None);
         }
         let _one = self.inner.pruning.lock().await;
-        let (mut images, disk) = self.candidates().await?;
+        let (mut images, disk) = self.candidates(Cause::Emergency).await?;
         if disk.available >= target {
             // Somebody else made room while this waited.
             return Ok(None);

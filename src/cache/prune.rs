@@ -14,7 +14,7 @@ use super::users::Use;
 use super::{Cache, Error};
 
 /// An image that was just pulled or used has a container soon: the kubelet makes it within moments.
-const GRACE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(30);
 
 /// On whose behalf images go. Also a label of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -51,11 +51,12 @@ pub struct Pruned {
 }
 
 impl Cache {
-    /// Every image with all that decides whether it may go, and the disk.
+    /// Every image with all that decides whether it may go, and the disk. For a person's sake an image has no time of
+    /// grace: he knows what he pulled a moment ago.
     ///
     /// # Errors
     /// Who uses images cannot be told: then nothing may go.
-    pub async fn candidates(&self) -> Result<(Vec<Candidate>, Disk), Error> {
+    pub async fn candidates(&self, cause: Cause) -> Result<(Vec<Candidate>, Disk), Error> {
         let uses = self.uses().await?;
         self.note_namespaces();
         let root = self.root().display().to_string();
@@ -71,6 +72,7 @@ impl Cache {
         let held = store.held();
         let images = store.images();
         let mut parts = parts(&sharing, &images);
+        let graced = cause != Cause::Command && self.has_users();
         let before = |age: Duration| now.checked_sub(age).unwrap_or(Timestamp::UNIX_EPOCH);
         let candidates = images
             .iter()
@@ -93,7 +95,7 @@ impl Cache {
                         image,
                         uses.get(id).map(Vec::as_slice),
                         held.get(id),
-                        self.has_users().then_some((age.used, now)),
+                        graced.then_some((age.used, now)),
                     ),
                 })
             })
@@ -116,7 +118,7 @@ impl Cache {
         cause: Cause,
     ) -> Result<Pruned, Error> {
         let _one = self.inner.pruning.lock().await;
-        let (images, disk) = self.candidates().await?;
+        let (images, disk) = self.candidates(cause).await?;
         let plan = prune::plan(&images, policies, &disk, Timestamp::now());
         if dry_run {
             return Ok(Pruned {
@@ -216,6 +218,10 @@ impl Cache {
         let Some(removed) = removed else {
             return Ok(None);
         };
+        // Where a runtime was told of it: what it holds of the image goes with its word.
+        if let Err(error) = self.settle(&image.record.id).await {
+            tracing::warn!(image = subject, err = %error, "The runtime still knows an image that is gone");
+        }
         self.inner.metrics.image_removed();
         self.inner.metrics.pruned(cause, removed.freed_bytes);
         tracing::info!(
@@ -261,7 +267,7 @@ impl Cache {
             found.push(Protection::Sandbox);
         }
         match held {
-            Some(Hold::Mounted(_)) => found.push(Protection::Mounted),
+            Some(Hold::Mounted(_) | Hold::LivedIn) => found.push(Protection::Mounted),
             Some(Hold::Leased) => found.push(Protection::Leased),
             None => {}
         }
@@ -288,7 +294,7 @@ impl Cache {
             if !namespaces.is_empty() {
                 self.inner
                     .store
-                    .note_namespaces(&image.record.id, namespaces);
+                    .note_namespaces(&image.record.id, &namespaces);
             }
         }
     }

@@ -202,6 +202,7 @@ impl<'a> Show<'a> {
     async fn remove(&mut self, name: &str) -> Result<u64, Failure> {
         let request = RemoveRequest {
             name: name.to_owned(),
+            unless_used: false,
         };
         let answer = self.client.images.remove(request).await;
         Ok(self.client.answer(answer)?.freed_bytes)

@@ -19,6 +19,7 @@ mod interrupt;
 mod mount;
 mod output;
 mod progress;
+mod prune;
 mod pull;
 mod rmi;
 mod run;
@@ -143,6 +144,9 @@ enum Verb {
     /// Remove images and free their space
     #[command(visible_alias = "rm", after_help = rmi::AFTER)]
     Rmi(rmi::Args),
+    /// Remove images that nothing needs
+    #[command(after_help = prune::AFTER)]
+    Prune(prune::Args),
     /// Show what the store holds and what it occupies
     #[command(alias = "usage", alias = "imagefsinfo", after_help = df::AFTER)]
     Df(df::Args),

@@ -9,7 +9,7 @@ use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
     Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, fsck, images,
-    inspect, mount, pull, rmi, status, unpack, version,
+    inspect, mount, prune, pull, rmi, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -88,6 +88,10 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
     if let Verb::Pull(args) = &verb {
         args.check()?;
     }
+    let runs = match &verb {
+        Verb::Prune(args) => args.runs()?,
+        _ => Vec::new(),
+    };
     let mut client = tokio::select! {
         client = Client::open(globals, matches!(verb, Verb::Pull(_))) => client?,
         failure = interrupts.first() => return Err(failure),
@@ -98,6 +102,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Images(args) => images::run(args, &mut client, &terminal).await,
             Verb::Inspect(args) => inspect::run(&args, &mut client, &terminal).await,
             Verb::Rmi(args) => rmi::run(args, &mut client, &terminal).await,
+            Verb::Prune(args) => prune::run(&args, runs, &mut client, &terminal).await,
             Verb::Status(args) => status::run(&args, &mut client, &terminal).await,
             Verb::Df(args) => df::run(&args, &mut client, &terminal).await,
             Verb::Fsck(args) => fsck::run(&args, &mut client, &terminal).await,

@@ -3,7 +3,7 @@
 //! Ages of images are told by it. It counts milliseconds since the store was made, as the kernel's monotonic clock shows
 //! them: through restarts of the program, while the machine stays up. Of another boot only what the machine has been up
 //! since counts: a node that was off, or asleep, has aged nothing. A wall clock that jumps, either way, is not looked at.
-//! `docs/adr/` tells why.
+//! `docs/adr/0010-age-by-observed-time.md` tells why.
 
 use std::time::Duration;
 

@@ -314,7 +314,7 @@ impl Store {
     }
 
     /// Keeps with an image the namespaces that declare it. In memory at once, on disk as uses are; the first 64 count.
-    pub fn note_namespaces(&self, id: &ImageId, namespaces: BTreeSet<String>) {
+    pub fn note_namespaces(&self, id: &ImageId, namespaces: &BTreeSet<String>) {
         let mut state = self.inner.state();
         let Some(row) = state.records.images.get_mut(id) else {
             return;

@@ -383,6 +383,29 @@ impl Records {
         layers.map(|layer| &layer.diff_id)
     }
 
+    /// Layers below the snapshots that containers write to or read from. Those that merely stand for an image in a
+    /// runtime go when it learns that the image has gone.
+    pub(super) fn lived_in(&self) -> BTreeSet<&DiffId> {
+        let mut layers = BTreeSet::new();
+        for row in self.snapshots.values() {
+            if row.kind == SnapshotKind::Committed {
+                continue;
+            }
+            let mut below = row.parent.as_ref();
+            let mut steps = 0;
+            while let Some(parent) = below.and_then(|name| self.snapshots.get(name)) {
+                layers.extend(parent.layer.as_ref().map(|layer| &layer.diff_id));
+                below = parent.parent.as_ref();
+                steps += 1;
+                // A chain has no circle; damage might make one.
+                if steps > self.snapshots.len() {
+                    break;
+                }
+            }
+        }
+        layers
+    }
+
     /// The oldest digest names that an image has beyond the limit, once it has `new` ones too. Never one of those, nor one
     /// of what a tag points at.
     pub(super) fn surplus_names(&self, image: &ImageId, new: &[Name]) -> Vec<String> {

@@ -240,6 +240,11 @@ impl State {
             return Some(Hold::Mounted(target.clone()));
         }
         let layers = &row.record.layers;
+        let lived_in = self.records.lived_in();
+        let mut below = layers.iter().map(|l| lived_in.contains(&l.diff_id));
+        if !layers.is_empty() && below.all(|below| below) {
+            return Some(Hold::LivedIn);
+        }
         let mut leased = layers.iter().map(|l| self.leases.contains_key(&l.diff_id));
         (!layers.is_empty() && leased.all(|leased| leased)).then_some(Hold::Leased)
     }
@@ -247,6 +252,7 @@ impl State {
     fn user_of(&self, row: &ImageRow) -> Option<String> {
         Some(match self.hold_of(row)? {
             Hold::Mounted(target) => format!("the mount at {}", target.display()),
+            Hold::LivedIn => "a container's file system".to_owned(),
             Hold::Leased => "a pull or other work on its layers".to_owned(),
         })
     }

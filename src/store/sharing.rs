@@ -66,7 +66,8 @@ impl Store {
             }
         }
         let mounted = records.mounts.values().flat_map(|row| &row.layers);
-        for layer in state.leases.keys().chain(mounted) {
+        let lived_in = records.lived_in();
+        for layer in state.leases.keys().chain(mounted).chain(lived_in) {
             users.insert(layer, None);
         }
 

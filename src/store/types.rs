@@ -187,6 +187,8 @@ pub struct Age {
 pub enum Hold {
     /// It is mounted there.
     Mounted(PathBuf),
+    /// A container has its file system on all its layers.
+    LivedIn,
     /// It is being pulled, unpacked, or worked with otherwise: all its layers are leased.
     Leased,
 }

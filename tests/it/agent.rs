@@ -205,6 +205,7 @@ async fn an_empty_agent_answers_every_call() {
     let absent = control
         .remove(v1::RemoveRequest {
             name: "busybox".to_owned(),
+            unless_used: false,
         })
         .await
         .unwrap_err();

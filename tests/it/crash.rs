@@ -111,6 +111,7 @@ async fn pull(client: &mut Client, reference: &str) -> Result<(), tonic::Status>
 async fn remove(client: &mut Client, name: &str) -> Result<(), tonic::Status> {
     let request = RemoveRequest {
         name: name.to_owned(),
+        unless_used: false,
     };
     match client.remove(request).await {
         Err(status) if status.code() != tonic::Code::NotFound => Err(status),

@@ -22,6 +22,7 @@ mod licences;
 mod monitoring;
 mod operation;
 mod policies;
+mod prune;
 mod pull;
 mod reach;
 mod real;

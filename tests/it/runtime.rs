@@ -1,10 +1,8 @@
 //! Declared images in a container runtime: containerd itself, and larder's own image service in its place.
 #![allow(clippy::unwrap_used)]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use larder::app::agent::Agent;
 use larder::app::config::{AgentArgs, Config};
@@ -19,9 +17,9 @@ use serde_json::{Value, json};
 use crate::declared::{declare, resolve};
 use crate::support::build::{BuiltImage, gzip, noise, tar};
 use crate::support::cluster::Cluster;
+use crate::support::containers::{Containerd, hosts};
 use crate::support::hub::Hub;
 use crate::support::node::{Node, install, reported, told};
-use crate::support::{is_root, need, skip};
 
 fn image(seed: u64) -> BuiltImage {
     BuiltImage::new(&[gzip(&tar(&[("file", &noise(seed, 5_000))]))])
@@ -40,16 +38,6 @@ fn want(reference: &str, digest: Option<&BuiltImage>, secret: Option<&str>) -> W
         credentials: secret.into_iter().collect(),
         node_wide: false,
     }
-}
-
-/// Where a runtime learns that the hub speaks plain HTTP.
-fn hosts(dir: &Path, hub: &Hub) -> PathBuf {
-    let hosts = dir.join("hosts.d");
-    let of_hub = hosts.join(&hub.host);
-    std::fs::create_dir_all(&of_hub).unwrap();
-    let text = format!("server = \"http://{}\"\n", hub.host);
-    std::fs::write(of_hub.join("hosts.toml"), text).unwrap();
-    hosts
 }
 
 /// Everything that the agent asks of a runtime.
@@ -145,78 +133,14 @@ async fn an_image_service_holds_declared_images() {
     task.await.unwrap().unwrap();
 }
 
-/// Ended with its test.
-struct Containerd(Child);
-
-impl Drop for Containerd {
-    fn drop(&mut self) {
-        let pid = rustix::process::Pid::from_child(&self.0);
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
-        let _ = self.0.wait();
-    }
-}
-
-/// containerd on a folder; `None` after a notice that `test` was skipped.
-async fn containerd(test: &str, root: &Path, hub: &Hub) -> Option<(Containerd, PathBuf)> {
-    let [containerd] = need(test, ["containerd"])?;
-    if !is_root() {
-        skip(test, "containerd needs root");
-        return None;
-    }
-    let socket = root.join("containerd.sock");
-    let hosts = hosts(root, hub);
-    let config = format!(
-        "version = 3\nroot = '{root}/root'\nstate = '{root}/state'\n\
-         [plugins.'io.containerd.server.v1.grpc']\naddress = '{socket}'\n\
-         [plugins.'io.containerd.server.v1.ttrpc']\naddress = '{socket}.ttrpc'\n\
-         [plugins.'io.containerd.shim.v1.manager']\nsocket_dir = '{root}/s'\n\
-         [plugins.'io.containerd.internal.v1.opt']\npath = '{root}/opt'\n\
-         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
-         [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{hosts}'\n\
-         [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
-         [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '{root}/cni'\n",
-        root = root.display(),
-        socket = socket.display(),
-        hosts = hosts.display(),
-    );
-    std::fs::create_dir_all(root.join("cni")).unwrap();
-    std::fs::write(root.join("config.toml"), config).unwrap();
-    let log = std::fs::File::create(root.join("log")).unwrap();
-    let child = Command::new(containerd)
-        .arg("--config")
-        .arg(root.join("config.toml"))
-        .stdout(log.try_clone().unwrap())
-        .stderr(log)
-        .spawn()
-        .unwrap();
-    let mut running = Containerd(child);
-    let ready = async {
-        // A client of its own each time: one that failed waits longer.
-        while RuntimeImages::new(&socket, runtime::Metrics::default())
-            .fs_info()
-            .await
-            .is_err()
-        {
-            let ended = running.0.try_wait().unwrap();
-            let log = std::fs::read_to_string(root.join("log")).unwrap();
-            assert!(ended.is_none(), "{ended:?}\n{log}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(60), ready)
-        .await
-        .unwrap();
-    Some((running, socket))
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_holds_declared_images() {
-    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
     let name = "containerd_holds_declared_images";
-    let Some((_containerd, socket)) = containerd(name, dir.path(), &hub).await else {
+    let (hub, dir) = (Hub::start().await, tempfile::tempdir().unwrap());
+    let Some(containerd) = Containerd::start(name, dir.path(), &hub).await else {
         return;
     };
-    serves_the_agent(&socket, &hub).await;
+    serves_the_agent(&containerd.socket, &hub).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -226,9 +150,10 @@ async fn an_agent_of_a_runtime_follows_an_api_server() {
     let Some(cluster) = Cluster::get(name) else {
         return;
     };
-    let Some((_containerd, socket)) = containerd(name, dir.path(), &hub).await else {
+    let Some(containerd) = Containerd::start(name, dir.path(), &hub).await else {
         return;
     };
+    let socket = &containerd.socket;
     install(cluster);
     cluster.create_nodes(&[("runtime-1", &[("pool", "runtime")])]);
     let (app, private) = (image(31), image(32));
@@ -254,7 +179,7 @@ async fn an_agent_of_a_runtime_follows_an_api_server() {
     let ready = |report: &Value| reported(report, &uid)["state"] == "Ready";
     let report = told(cluster, "runtime-1", ready).await;
     assert_eq!(report["status"]["inventory"]["images"], 1);
-    let runtime = RuntimeImages::new(&socket, runtime::Metrics::default());
+    let runtime = RuntimeImages::new(socket, runtime::Metrics::default());
     let shown = runtime.status(&app_name).await.unwrap().unwrap();
     assert_eq!(shown.id, app.id());
 

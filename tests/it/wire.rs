@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use larder::cri::proto::DESCRIPTORS;
+use larder::runtime::CONTAINER_DESCRIPTORS;
 use larder::snapshotter;
 use prost::Message;
 use prost_types::field_descriptor_proto::{Label, Type};
@@ -90,6 +91,40 @@ const METHODS: [&str; 7] = [
     "ImageService.RemoveImage RemoveImageRequest -> RemoveImageResponse",
     "ImageService.StreamImages StreamImagesRequest -> stream StreamImagesResponse",
     "RuntimeService.Version VersionRequest -> VersionResponse",
+];
+
+/// As [`PUBLISHED`], of what larder reads of containers and pods.
+const PUBLISHED_OF_CONTAINERS: &str = "\
+ImageSpec.image = 1: string\n\
+ImageSpec.user_specified_image = 18: string\n\
+ImageSpec.image_ref = 20: string\n\
+ListContainersResponse.containers = 1: repeated Container\n\
+ContainerMetadata.name = 1: string\n\
+Container.id = 1: string\n\
+Container.pod_sandbox_id = 2: string\n\
+Container.metadata = 3: ContainerMetadata\n\
+Container.image = 4: ImageSpec\n\
+Container.image_ref = 5: string\n\
+Container.image_id = 10: string\n\
+ContainerStatusRequest.container_id = 1: string\n\
+ContainerStatusResponse.status = 1: ContainerStatus\n\
+ContainerStatus.mounts = 14: repeated Mount\n\
+Mount.image = 9: ImageSpec\n\
+PodSandboxMetadata.name = 1: string\n\
+PodSandboxMetadata.namespace = 3: string\n\
+ListPodSandboxResponse.items = 1: repeated PodSandbox\n\
+PodSandbox.id = 1: string\n\
+PodSandbox.metadata = 2: PodSandboxMetadata\n\
+PodSandboxStatusRequest.pod_sandbox_id = 1: string\n\
+PodSandboxStatusRequest.verbose = 2: bool\n\
+PodSandboxStatusResponse.info = 2: map<string,string>";
+
+/// The published methods that larder asks of a container runtime, besides those of the image service.
+const METHODS_OF_CONTAINERS: [&str; 4] = [
+    "RuntimeService.ContainerStatus ContainerStatusRequest -> ContainerStatusResponse",
+    "RuntimeService.ListContainers ListContainersRequest -> ListContainersResponse",
+    "RuntimeService.ListPodSandbox ListPodSandboxRequest -> ListPodSandboxResponse",
+    "RuntimeService.PodSandboxStatus PodSandboxStatusRequest -> PodSandboxStatusResponse",
 ];
 
 /// Facts of containerd's API v1.12.0, `api/services/snapshots/v1/snapshots.proto` and `api/types/mount.proto`.
@@ -268,4 +303,14 @@ fn snapshots_are_those_of_containerd() {
     let published: BTreeSet<String> = SNAPSHOTS.lines().map(str::to_owned).collect();
     assert_eq!(ours, published);
     assert_eq!(methods(snapshotter::proto::DESCRIPTORS), SNAPSHOT_METHODS);
+}
+
+#[test]
+fn what_is_asked_about_containers_is_published() {
+    let published: BTreeSet<String> = PUBLISHED_OF_CONTAINERS
+        .lines()
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(fields(CONTAINER_DESCRIPTORS, &["runtime.v1"]), published);
+    assert_eq!(methods(CONTAINER_DESCRIPTORS), METHODS_OF_CONTAINERS);
 }

@@ -29,7 +29,8 @@ pub struct AgentArgs {
     /// declared images are pulled then; no image service is served [default: larder]
     #[arg(long, value_name = "HOLDER")]
     pub images: Option<String>,
-    /// Unix socket of the container runtime, for --images runtime [default: /run/containerd/containerd.sock]
+    /// Unix socket of the container runtime: with --images runtime the one that holds images
+    /// [default: /run/containerd/containerd.sock]; else the one that tells which images are in use, if any is to be asked
     #[arg(long, value_name = "PATH")]
     pub runtime_endpoint: Option<PathBuf>,
     /// Unix socket of containerd, such as /run/containerd/containerd.sock, which then knows the images here as its own; it

@@ -68,6 +68,7 @@ pub(super) struct FileLimits {
     pub(super) max_ratio: Option<u64>,
     pub(super) max_path: Option<usize>,
     pub(super) reserved_bytes: Option<u64>,
+    pub(super) reserved: Option<String>,
     pub(super) background_layers: Option<usize>,
     pub(super) background_layers_per_registry: Option<usize>,
     pub(super) bytes_per_second: Option<u64>,

@@ -20,6 +20,8 @@ pub use show::Setting;
 use super::open::{CacheOptions, hosts_dirs};
 use crate::cache::Background;
 use crate::image::Platform;
+use crate::k8s;
+use crate::prune::Amount;
 use crate::store::Limits;
 use crate::telemetry::{LogConfig, LogFormat};
 use environment::Environment;
@@ -63,6 +65,8 @@ pub struct Config {
     pub images: Holder,
     /// The containerd that is to know the images here; `None` for none.
     pub containerd: Option<PathBuf>,
+    /// Where larder holds them: the socket of the container runtime that tells who uses them, if one is to be asked.
+    pub users_endpoint: Option<PathBuf>,
     /// How long stopping may take.
     pub drain_timeout: Duration,
     /// Between two steps of re-hashing the store in the background; `None` for never.
@@ -199,6 +203,7 @@ impl Config {
                 reserved_bytes: limits.reserved_bytes.unwrap_or(reserved_bytes),
             },
             background: background(limits)?,
+            reserved: reserved(of_file(&limits.reserved, "limits.reserved"))?,
             max_per_host: ranged(
                 of_file(&registry.max_per_host, "registry.max_per_host"),
                 1,
@@ -221,6 +226,7 @@ impl Config {
             .unwrap_or(defaults.max_retry_after),
         };
 
+        let images = holder(args, file)?;
         Ok(Config {
             root: path(pick(&args.root, "--root", &file.root, "root"), ROOT)?,
             socket: path(
@@ -229,8 +235,9 @@ impl Config {
             )?,
             http: address(http)?,
             control: loopback(pick(&args.control, "--control", &file.control, "control"))?,
-            images: holder(args, file)?,
             containerd: containerd(args, file)?,
+            users_endpoint: users_endpoint(args, file, &images)?,
+            images,
             drain_timeout: duration(drain, Duration::ZERO, HOUR)?.unwrap_or(20 * SECOND),
             scrub_interval: Some(
                 duration(
@@ -391,24 +398,54 @@ fn path(value: Placed<PathBuf>, default: &str) -> Result<PathBuf, ConfigError> {
     }
 }
 
-fn holder(args: &AgentArgs, file: &File) -> Result<Holder, ConfigError> {
-    let images = pick(&args.images, "--images", &file.images, "images");
+/// As kubelet and crictl write it, or the path alone.
+fn endpoint(args: &AgentArgs, file: &File) -> Placed<PathBuf> {
     let endpoint = pick(
         &args.runtime_endpoint,
         "--runtime-endpoint",
         &file.runtime_endpoint,
         "runtime_endpoint",
     );
+    endpoint.map(|(path, place)| {
+        let text = path.to_string_lossy().into_owned();
+        let bare = text.strip_prefix("unix://").map(PathBuf::from);
+        (bare.unwrap_or(path), place)
+    })
+}
+
+/// Only where somebody names it: larder's own images may be for something else than containers.
+fn users_endpoint(
+    args: &AgentArgs,
+    file: &File,
+    images: &Holder,
+) -> Result<Option<PathBuf>, ConfigError> {
+    match (images, endpoint(args, file)) {
+        (Holder::Larder, Some((path, _))) if path.as_os_str().is_empty() => Ok(None),
+        (Holder::Larder, Some(given)) => path(Some(given), RUNTIME_ENDPOINT).map(Some),
+        _ => Ok(None),
+    }
+}
+
+/// `20Gi`, `5%`, or nothing for none.
+fn reserved(value: Placed<String>) -> Result<Option<Amount>, ConfigError> {
+    let Some((text, place)) = value.filter(|(text, _)| !text.is_empty()) else {
+        return Ok(None);
+    };
+    // A share of a hundred is its percentage.
+    let parsed = k8s::api::Amount::Text(text.clone()).of(100);
+    let parsed = parsed.map_err(|error| ConfigError::new(place, error))?;
+    Ok(Some(match u8::try_from(parsed) {
+        Ok(percent) if text.ends_with('%') => Amount::Percent(percent),
+        _ => Amount::Bytes(parsed),
+    }))
+}
+
+fn holder(args: &AgentArgs, file: &File) -> Result<Holder, ConfigError> {
+    let images = pick(&args.images, "--images", &file.images, "images");
     match images.as_ref().map(|(text, place)| (text.as_str(), *place)) {
         None | Some(("larder", _)) => Ok(Holder::Larder),
         Some(("runtime", _)) => {
-            // As kubelet and crictl write it, or the path alone.
-            let bare = endpoint.map(|(path, place)| {
-                let text = path.to_string_lossy().into_owned();
-                let bare = text.strip_prefix("unix://").map(PathBuf::from);
-                (bare.unwrap_or(path), place)
-            });
-            let endpoint = path(bare, RUNTIME_ENDPOINT)?;
+            let endpoint = path(endpoint(args, file), RUNTIME_ENDPOINT)?;
             Ok(Holder::Runtime { endpoint })
         }
         Some((text, place)) => Err(ConfigError::new(

@@ -69,7 +69,7 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
     let (cache, limits) = (&config.cache, &config.cache.limits);
     let background = &cache.background;
     let (images, endpoint) = match &config.images {
-        Holder::Larder => ("larder", None),
+        Holder::Larder => ("larder", config.users_endpoint.as_ref()),
         Holder::Runtime { endpoint } => ("runtime", Some(endpoint)),
     };
     let format = match config.log.format {
@@ -118,6 +118,15 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
         ("limits.max_ratio", json!(limits.max_ratio)),
         ("limits.max_path", json!(limits.max_path)),
         ("limits.reserved_bytes", json!(limits.reserved_bytes)),
+        (
+            "limits.reserved",
+            json!(
+                cache
+                    .reserved
+                    .map(|band| band.to_string())
+                    .unwrap_or_default()
+            ),
+        ),
         ("limits.background_layers", json!(background.layers)),
         (
             "limits.background_layers_per_registry",

@@ -288,6 +288,7 @@ fn the_example_names_every_key_with_its_default() {
         "max_ratio",
         "max_path",
         "reserved_bytes",
+        "reserved",
         "background_layers",
         "background_layers_per_registry",
         "bytes_per_second",

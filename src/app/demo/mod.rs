@@ -48,6 +48,7 @@ impl DemoAgent {
             socket: socket.clone(),
             containerd: None,
             images: Holder::Larder,
+            users_endpoint: None,
             http: None,
             control: None,
             drain_timeout: DRAIN,

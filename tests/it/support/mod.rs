@@ -3,6 +3,7 @@
 pub(crate) mod build;
 pub(crate) mod cluster;
 pub(crate) mod containerd;
+pub(crate) mod containers;
 pub(crate) mod fleet;
 pub(crate) mod hub;
 pub(crate) mod node;
