@@ -14,7 +14,7 @@ use crate::control::proto;
 use crate::image::Platform;
 use crate::k8s::agent::{
     self, Agent, ApiView, ImageState, ImageView, Images, Limits, Link, PrepullView, PruneTiming,
-    View,
+    Pruning, View,
 };
 use crate::k8s::connect::{ApiServer, Connection};
 use crate::lifecycle::{Readiness, Shutdown};
@@ -80,6 +80,13 @@ impl Declared {
         let mut agent = Agent::new(config, connection, images, metrics.0);
         agent.restore().await;
         Ok(Some(Declared { agent }))
+    }
+
+    /// Acts on prune policies, too.
+    pub(super) fn with_pruning(self, pruning: Arc<dyn Pruning>) -> Self {
+        Declared {
+            agent: self.agent.with_pruning(pruning),
+        }
     }
 
     /// Answers `larder status`.

@@ -21,7 +21,7 @@ use super::images::{LarderImages, NodeImages};
 use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use super::process::admin_ended;
-use super::pruning;
+use super::pruning::{self, LarderPruning};
 use super::registrar::Registrar;
 use crate::cache::{Cache, ImageUsers};
 use crate::control;
@@ -132,6 +132,8 @@ impl Service {
         let declared = Declared::build(&config.declared, &config.root, images, metrics.0)
             .await
             .context("declared images")?;
+        let pruning = Arc::new(LarderPruning::new(cache.clone()));
+        let declared = declared.map(|declared| declared.with_pruning(pruning));
         let mut routes = Routes::builder();
         routes
             .add_service(ImageService::new(cache.clone()).server())

@@ -11,7 +11,7 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 15] = [
+const VERBS: [&str; 16] = [
     "agent",
     "controller",
     "crds",
@@ -19,6 +19,7 @@ const VERBS: [&str; 15] = [
     "images",
     "inspect",
     "rmi",
+    "prune",
     "status",
     "df",
     "fsck",
