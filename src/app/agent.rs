@@ -13,7 +13,7 @@ use super::serve::{Checks, LAST_WRITES, Service};
 use crate::admin::{self, Admin};
 use crate::cri;
 use crate::lifecycle::{Readiness, Shutdown, Tasks};
-use crate::runtime::{self, RuntimeImages};
+use crate::runtime::{self, RuntimeContainers, RuntimeImages};
 use crate::telemetry;
 
 /// Threads that wait for network and callers; hashing and writing have threads of their own.
@@ -107,7 +107,10 @@ impl Agent {
         let users = endpoint.map(|endpoint| pruning::users(endpoint, calls_out.clone()));
         let runtime = match &config.images {
             Holder::Larder => None,
-            Holder::Runtime { endpoint } => Some(RuntimeImages::new(endpoint, calls_out.clone())),
+            Holder::Runtime { endpoint } => Some((
+                RuntimeImages::new(endpoint, calls_out.clone()),
+                RuntimeContainers::new(endpoint, calls_out.clone()),
+            )),
         };
         let (tasks, last) = (Tasks::new(), Shutdown::new());
 
@@ -123,9 +126,9 @@ impl Agent {
                 let metrics = (meters.declared, calls_out);
                 Service::of_cache(&config, parts, metrics, users, &checks, &shutdown).await
             }
-            Some(runtime) => {
+            Some((runtime, containers)) => {
                 let images = NodeImages::new(runtime, parts.client(&config.cache)?);
-                Service::of_runtime(&config, images, meters.declared, &checks)
+                Service::of_runtime(&config, images, containers, meters.declared, &checks)
                     .await
                     .map(Some)
             }

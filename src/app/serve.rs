@@ -17,7 +17,7 @@ use tonic::transport::server::Connected;
 use tonic_health::server::HealthReporter;
 
 use super::config::Config;
-use super::images::{LarderImages, NodeImages};
+use super::images::{LarderImages, NodeImages, NodePruning};
 use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use super::process::admin_ended;
@@ -33,7 +33,7 @@ use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket}
 use crate::lifecycle::{
     Check, ConnectionLimits, Guarded, Readiness, Shutdown, Tasks, notify, watchdog,
 };
-use crate::runtime;
+use crate::runtime::{self, RuntimeContainers};
 use crate::snapshotter::proto::SnapshotsServer;
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::Store;
@@ -58,6 +58,8 @@ const ASKERS: ConnectionLimits = ConnectionLimits {
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Of one scrub step: at the default interval about 90 GB a day, for a tenth of a second of hashing a minute.
 const SCRUB_BYTES: u64 = 64 << 20;
+/// File below the data directory with what was seen of the runtime's images.
+const SEEN: &str = "images.json";
 /// What stopping may take after its limit, for threads in the middle of a write.
 pub(super) const LAST_WRITES: Duration = Duration::from_secs(2);
 
@@ -168,6 +170,7 @@ impl Service {
     pub(super) async fn of_runtime(
         config: &Config,
         images: NodeImages,
+        containers: RuntimeContainers,
         metrics: kube_agent::Metrics,
         checks: &Checks,
     ) -> anyhow::Result<Self> {
@@ -176,6 +179,7 @@ impl Service {
             .await
             .with_context(|| config.root.display().to_string())?;
         checks.store.set(true);
+        let pruned = images.clone();
         let declared =
             Declared::build(&config.declared, &config.root, Arc::new(images), metrics)
                 .await
@@ -183,6 +187,8 @@ impl Service {
                 .context(
                     "nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests",
                 )?;
+        let pruning = NodePruning::new(pruned, containers, config.root.join(SEEN));
+        let declared = declared.with_pruning(Arc::new(pruning));
         let mut routes = Routes::builder();
         routes.add_service(control::prepulls_server(Some(declared.status())));
         let answers = Routes::new(control::prepulls_server(Some(declared.status())));

@@ -57,7 +57,7 @@ pub use emergency::Emergency;
 pub use error::{Error, ErrorKind};
 pub use inspect::{ImageDetails, LayerView};
 pub use metrics::Metrics;
-pub use prune::{Cause, Pruned};
+pub use prune::{Cause, Pruned, starts_pods};
 pub use pull::Pull;
 pub use request::{Background, Priority, PullRequest, Traffic, Visibility};
 pub use settle::{Settle, Settled};

@@ -306,7 +306,7 @@ impl Cache {
 }
 
 /// `pause` is what runtimes start every pod with; without it a node starts none, and few tell which one they use.
-fn starts_pods(name: &str) -> bool {
+pub fn starts_pods(name: &str) -> bool {
     let name = name.split('@').next().unwrap_or(name);
     let last = name.rsplit('/').next().unwrap_or(name);
     last == "pause" || last.starts_with("pause:")

@@ -11,7 +11,7 @@ use super::error::Error;
 use super::proto::image_service_client::ImageServiceClient;
 use super::proto::{
     AuthConfig, Image, ImageFsInfoRequest, ImageSpec, ImageStatusRequest, ListImagesRequest,
-    PullImageRequest,
+    PullImageRequest, RemoveImageRequest,
 };
 
 /// What a list, a look at one image or at the disk may take; the kubelet waits two minutes.
@@ -127,6 +127,19 @@ impl RuntimeImages {
             .call("PullImage", name, PULL_TIMEOUT, call)
             .await?;
         Ok(answer.image_ref)
+    }
+
+    /// Removes an image with all its names; an absent one is as good. What a container uses is the caller's to know.
+    pub async fn remove(&self, name: &str) -> Result<(), Error> {
+        let request = RemoveImageRequest {
+            image: Some(spec(name)),
+        };
+        let mut client = self.client();
+        let call = async move { client.remove_image(request).await };
+        let answer = self
+            .connection
+            .call("RemoveImage", name, CALL_TIMEOUT, call);
+        answer.await.map(drop)
     }
 
     /// What images occupy; `None` where the runtime does not say.

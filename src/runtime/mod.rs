@@ -9,8 +9,8 @@
 mod backoff;
 mod client;
 mod connect;
-mod containerd;
 mod connection;
+mod containerd;
 mod containers;
 mod error;
 mod metrics;

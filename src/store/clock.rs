@@ -8,6 +8,7 @@
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 
 /// Where the kernel names the present boot.
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
@@ -27,10 +28,10 @@ pub(super) struct Reading {
     boot: u64,
 }
 
-/// The clock as the database keeps it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct ClockRow {
-    /// Milliseconds that the store has seen.
+/// The clock as it is kept over a restart.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClockRow {
+    /// Milliseconds that were observed.
     pub(super) observed: u64,
     /// The kernel's clock then.
     pub(super) monotonic: u64,
@@ -62,14 +63,18 @@ fn boot() -> u64 {
     u64::from_le_bytes(*head)
 }
 
-/// The clock of an open store.
+/// The clock of an open store, and of whoever else tells the age of images.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Clock {
+pub struct Clock {
     row: ClockRow,
 }
 
 impl Clock {
-    /// Goes on from what the database has.
+    /// Goes on from what was kept.
+    pub fn open(known: Option<ClockRow>) -> Self {
+        Self::resume(known, Reading::take())
+    }
+
     pub(super) fn resume(known: Option<ClockRow>, now: Reading) -> Self {
         let known = known.unwrap_or(ClockRow {
             observed: BEGIN,
@@ -90,8 +95,8 @@ impl Clock {
         }
     }
 
-    /// As the database is to have it.
-    pub(super) fn row(&self) -> ClockRow {
+    /// As it is to be kept.
+    pub fn row(&self) -> ClockRow {
         let monotonic = Reading::take().monotonic;
         let passed = monotonic.saturating_sub(self.row.monotonic);
         ClockRow {
@@ -102,7 +107,7 @@ impl Clock {
     }
 
     /// Milliseconds.
-    pub(super) fn now(&self) -> u64 {
+    pub fn now(&self) -> u64 {
         self.row().observed
     }
 

@@ -38,8 +38,8 @@ mod pack;
 mod records;
 mod recover;
 mod remove;
-mod snapshot;
 mod sharing;
+mod snapshot;
 mod space;
 mod staging;
 mod types;
@@ -59,18 +59,19 @@ use tokio::sync::watch;
 
 use crate::image::{DiffId, Digest, ImageId};
 
-use clock::{Clock, Reading};
+use clock::Reading;
 use contents::Contents;
 use layout::Layout;
 use records::{Change, Records};
 
+pub use clock::{Clock, ClockRow};
 pub use error::Error;
 pub use lease::Lease;
 pub use metrics::Metrics;
+pub use sharing::{SharedPart, Sharing};
 pub use snapshot::{
     NewSnapshot, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotMount, SnapshotUsage,
 };
-pub use sharing::{SharedPart, Sharing};
 pub use space::Space;
 pub use types::{
     Age, Damage, FsckReport, Hold, Image, ImageCommit, ImageRecord, Layer, LayerCounters, LayerRef,

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::image::{DiffId, Digest, ImageId};
 
-use super::snapshot::{SnapshotKind, SnapshotUsage};
 use super::clock::ClockRow;
+use super::snapshot::{SnapshotKind, SnapshotUsage};
 use super::types::{Image, ImageRecord, Layer, Name};
 
 /// An image with the blobs it needs.

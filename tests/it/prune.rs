@@ -7,6 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use larder::app::images::{NodeImages, NodePruning};
+use larder::k8s::agent::Pruning;
+use larder::prune::{Candidate, Protection};
+use larder::registry;
+use larder::runtime::{self, RuntimeContainers, RuntimeImages};
 use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
 
@@ -245,6 +250,15 @@ async fn an_image_that_a_real_container_uses_stays() {
         return skip(test, &format!("containers do not run here: {started:?}"));
     };
     containerd.crictl(&["stop", stopped]).unwrap();
+    let free = hub.reference("free:1");
+    containerd.crictl(&["pull", &free]).unwrap();
+    removes_what_the_runtime_has(
+        &containerd,
+        &dir.path().join("seen.json"),
+        [&one, &two, &pause],
+    )
+    .await;
+    assert!(!containerd.crictl(&["images"]).unwrap().contains("/free"));
 
     let mut command = agent_command(dir.path());
     command.arg("--runtime-endpoint");
@@ -285,6 +299,41 @@ async fn an_image_that_a_real_container_uses_stays() {
     assert_eq!(ids(&done, "remove"), [two.id()]);
     assert_eq!(to.run(&["rmi", "--force", &app_1]).await.code, 0);
     assert_eq!(to.ids().await, BTreeSet::from([pause.id()]));
+}
+
+/// Policies on the runtime's own images.
+async fn removes_what_the_runtime_has(
+    containerd: &Containerd,
+    file: &Path,
+    in_use: [&BuiltImage; 3],
+) {
+    let client = registry::Config::default();
+    let client = registry::Client::new(client, registry::Metrics::default()).unwrap();
+    let metrics = runtime::Metrics::default();
+    let images = RuntimeImages::new(&containerd.socket, metrics.clone());
+    let images = NodeImages::new(images, client);
+    let containers = RuntimeContainers::new(&containerd.socket, metrics);
+    let pruning = NodePruning::new(images, containers, file.to_owned());
+    let (candidates, disk) = pruning.candidates().await.unwrap();
+    assert!(disk.capacity > disk.available, "{disk:?}");
+    let lasting = |candidate: &Candidate| {
+        let mut all = candidate.protections.iter();
+        all.any(|one| !matches!(one, Protection::Grace { .. }))
+    };
+    let protected: BTreeSet<String> = candidates
+        .iter()
+        .filter(|candidate| lasting(candidate))
+        .map(|candidate| candidate.id.clone())
+        .collect();
+    assert_eq!(protected, in_use.map(BuiltImage::id).into());
+    let free = image(1).id();
+    assert!(candidates.iter().any(|candidate| candidate.id == free));
+    for id in protected {
+        assert_eq!(pruning.remove(id).await.unwrap(), None);
+    }
+    assert!(pruning.remove(free.clone()).await.unwrap().unwrap() > 0);
+    assert_eq!(pruning.remove(free).await.unwrap(), None);
+    assert!(file.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]

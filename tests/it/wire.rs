@@ -307,10 +307,7 @@ fn snapshots_are_those_of_containerd() {
 
 #[test]
 fn what_is_asked_about_containers_is_published() {
-    let published: BTreeSet<String> = PUBLISHED_OF_CONTAINERS
-        .lines()
-        .map(str::to_owned)
-        .collect();
+    let published: BTreeSet<String> = PUBLISHED_OF_CONTAINERS.lines().map(str::to_owned).collect();
     assert_eq!(fields(CONTAINER_DESCRIPTORS, &["runtime.v1"]), published);
     assert_eq!(methods(CONTAINER_DESCRIPTORS), METHODS_OF_CONTAINERS);
 }

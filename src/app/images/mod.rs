@@ -2,6 +2,7 @@
 //! the node's container runtime.
 
 mod larder;
+mod prune;
 mod runtime;
 
 use std::path::Path;
@@ -11,6 +12,7 @@ use crate::k8s::api::reason;
 use crate::registry::{Credentials, secret_credentials};
 
 pub use larder::LarderImages;
+pub use prune::NodePruning;
 pub use runtime::NodeImages;
 
 /// Pull secrets that are tried for one image at most.

@@ -44,6 +44,8 @@ pub struct NodeImages {
     registry: Client,
     plain_http: bool,
     untagged: Arc<Mutex<Untagged>>,
+    /// What prepulls declare; the runtime is not told.
+    declared: Arc<Mutex<Vec<Declared>>>,
 }
 
 /// Tags that images were wanted under and did not get, since the tag has moved on at the registry (rule 3), by the name
@@ -58,6 +60,7 @@ impl NodeImages {
             registry,
             plain_http: false,
             untagged: Arc::default(),
+            declared: Arc::default(),
         }
     }
 
@@ -65,6 +68,24 @@ impl NodeImages {
     pub fn with_plain_http(mut self) -> Self {
         self.plain_http = true;
         self
+    }
+
+    pub(super) fn runtime(&self) -> &RuntimeImages {
+        &self.runtime
+    }
+
+    /// The declarations of an image, by the digest meant or, to be safe, by the tag alone.
+    pub(super) fn declared(&self, image: &HeldImage) -> Vec<Declared> {
+        let all = self.declared.lock().unwrap_or_else(PoisonError::into_inner);
+        let is = |declared: &&Declared| {
+            let names = Names::of(&declared.reference, declared.digest.as_ref());
+            let tagged = names.tagged.is_some_and(|name| image.tags.contains(&name));
+            let digested = names
+                .digested
+                .is_some_and(|name| image.digests.contains(&name));
+            tagged || digested
+        };
+        all.iter().filter(is).cloned().collect()
     }
 
     async fn hold(&self, want: Want) -> Result<HeldImage, PullFailure> {
@@ -222,7 +243,7 @@ fn auth(credentials: &Credentials) -> Option<Auth> {
     }
 }
 
-fn told(error: &Error) -> PullFailure {
+pub(super) fn told(error: &Error) -> PullFailure {
     let reason = match error.class() {
         // The node's holder of images refused, whichever it is.
         ErrorClass::RuntimeUnavailable => reason::STORE_ERROR,
@@ -293,8 +314,9 @@ impl Images for NodeImages {
         Box::pin(self.hold(want))
     }
 
-    /// Nothing to be done: a runtime pins by its own configuration only.
-    fn declare(&self, _: Vec<Declared>) -> BoxFuture<'_, Result<(), PullFailure>> {
+    /// Kept for the sake of prune policies: a runtime pins by its own configuration only.
+    fn declare(&self, declared: Vec<Declared>) -> BoxFuture<'_, Result<(), PullFailure>> {
+        *self.declared.lock().unwrap_or_else(PoisonError::into_inner) = declared;
         Box::pin(std::future::ready(Ok(())))
     }
 
