@@ -86,6 +86,7 @@ impl Cache {
                     names: image.names.iter().map(|name| name.name.clone()).collect(),
                     size: image.record.size,
                     labels: image.record.labels.clone(),
+                    labels_unknown: false,
                     layers,
                     own_bytes,
                     pulled_at: before(age.pulled),
