@@ -156,13 +156,17 @@ fn the_chart_makes_what_the_overlays_make() {
     std::os::unix::fs::symlink(&root, &link).unwrap();
     let text = format!(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nsortOptions: {{order: fifo}}\n\
-         resources: [{0}/overlays/containerd, {0}/optional/tenant-limits]\ncomponents: [{0}/monitoring]\n",
+         resources: [{0}/overlays/containerd, {0}/optional/tenant-limits, {0}/optional/kubectl-larder]\ncomponents: [{0}/monitoring]\n",
         pathdiff(dir.path(), Path::new(&root))
     );
     std::fs::write(dir.path().join("kustomization.yaml"), text).unwrap();
     let mut command = Command::new(&kubectl);
     let built = run(command.arg("kustomize").arg(dir.path())).ok();
-    let flags = [&["--set", "tenantLimits.enabled=true"], &MONITORING[..]].concat();
+    let flags = [
+        &["--set", "tenantLimits.enabled=true,rbac.kubectlLarder=true"],
+        &MONITORING[..],
+    ]
+    .concat();
     assert_same("everything", &built, &template(&program, &flags).ok());
 }
 
