@@ -7,7 +7,7 @@ CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench bench-scale critest cluster cluster-down install image clean manifests
+.PHONY: help build test lint fmt bench bench-scale critest cluster node cluster-down install image clean manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -37,6 +37,10 @@ critest: ## run the whole of critest on containerd alone and with larder (root);
 cluster: ## start a real Kubernetes cluster in CLUSTER to play with; with root it has a node that runs pods
 	$(CARGO) build --locked
 	@LARDER=$(TARGET_DIR)/debug/larder tests/bed/play.sh $(CLUSTER)
+
+node: ## start a one-node cluster in CLUSTER whose kubelet and containerd have their images from larder (root)
+	$(CARGO) build --locked
+	@LARDER=$(TARGET_DIR)/debug/larder tests/bed/play.sh --larder $(CLUSTER)
 
 cluster-down: ## end that cluster and remove all of it
 	@tests/bed/cluster.sh down $(CLUSTER)

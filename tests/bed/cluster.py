@@ -3,13 +3,16 @@
 
     cluster.sh up DIR [--node]         start it: etcd, API server, controller manager, scheduler; --node: containerd
                                        and a kubelet too (root). Writes DIR/admin.kubeconfig.
+    cluster.sh up DIR --larder PROGRAM as --node, with an agent of larder whose layers containerd starts containers on,
+                                       and to which the kubelet's image calls go. --larder-disk MIB: its images are on
+                                       a file system of their own, of that size
     cluster.sh down DIR                end it and remove all that it made, DIR included; also after an `up` that
                                        was interrupted, and more than once
     cluster.sh status DIR              what runs; status 0 if all of it does
-    cluster.sh hold DIR [--node]       as up, then prints `ready`, waits for the end of its input, and does as down
+    cluster.sh hold DIR ...            as up, then prints `ready`, waits for the end of its input, and does as down
     cluster.sh kill|stop|start|restart PART DIR
                                        SIGKILL; SIGTERM, and SIGKILL after 5 s; start and wait until ready; stop and
-                                       start. PART: etcd apiserver controller-manager scheduler registry containerd kubelet
+                                       start. PART: etcd apiserver controller-manager scheduler registry larder containerd kubelet
     cluster.sh run DIR NAME COMMAND...  a process of yours as one more part: recorded, logged, ended by down
     cluster.sh image DIR NAME PROGRAM  an image of a program with its libraries, as its only content, on the node
     cluster.sh slow-etcd DIR MILLIS    from now on each request to etcd takes so much longer; 0 ends it
@@ -54,7 +57,7 @@ PROXY = [sys.executable, str(HERE / "cluster.py"), "proxy"]
 PATIENCE = 120
 # In the order of starting.
 CONTROL_PLANE = ["etcd", "etcd-proxy", "apiserver", "controller-manager", "scheduler"]
-NODE = ["service-proxy", "registry", "containerd", "kubelet"]
+NODE = ["service-proxy", "registry", "larder", "containerd", "kubelet"]
 
 
 class Refused(Exception):
@@ -229,7 +232,9 @@ class Cluster:
         if not self.set:
             return []
         names = CONTROL_PLANE + (NODE if self.set["node"] else [])
-        return [name for name in names if name != "etcd-proxy" or self.set["ports"].get("etcd-proxy")]
+        absent = [] if self.set["ports"].get("etcd-proxy") else ["etcd-proxy"]
+        absent += [] if self.set.get("larder") else ["larder"]
+        return [name for name in names if name not in absent]
 
     def guests(self):
         """Names that were given to run."""
@@ -237,7 +242,7 @@ class Cluster:
         return sorted(record.name for record in records if record.suffix != ".new" and record.name not in CONTROL_PLANE + NODE)
 
     def node(self):
-        return bed_node.Node(self.root, self.set["id"], self.set["net"])
+        return bed_node.Node(self.root, self.set["id"], self.set["net"], self.set.get("larder"), self.set.get("larder-disk"))
 
     def save(self):
         new = self.root / "cluster.new"
@@ -304,7 +309,7 @@ class Cluster:
             case "service-proxy":
                 # There is no kube-proxy: pods find the API server under the service's address all the same.
                 return [*PROXY, f"{self.service_ip()}:443", str(ports["apiserver"])]
-            case "registry" | "containerd" | "kubelet":
+            case "registry" | "larder" | "containerd" | "kubelet":
                 return self.node().command(name)
             case "apiserver":
                 return [
@@ -343,8 +348,11 @@ class Cluster:
                 return all(self.get(f"/api/v1/namespaces/default/{name}") is not None for name in ["serviceaccounts/default", "configmaps/kube-root-ca.crt"])
             case "registry":
                 return self.answers(f"http://{self.node().registry_address()}/v2/bed/tags/list")
-            case "containerd":
-                return self.node().socket.exists()
+            case "larder" | "containerd":
+                with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(self.node().sockets[name]))
+                    return True
+                return False
             case "kubelet":
                 # A node that was ready stays so for a while without a kubelet.
                 with contextlib.suppress(OSError), socket.create_connection((f'{self.set["net"]}.1', 10250)):
@@ -360,14 +368,12 @@ class Cluster:
     def start(self, name):
         process = self.process(name)
         env = self.environment()
-        if name == "containerd":
-            self.node().socket.unlink(missing_ok=True)
         process.start(self.command(name), env, [self.node().runtime_procs()] if name == "containerd" else [])
         wait_for(f"{name} ready", lambda: self.is_ready(name), process.check)
 
     def environment(self):
-        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-        return env | {"PATH": f'{self.set["bin"]}:{env.get("PATH", "")}'}
+        env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and not key.startswith("LARDER_")}
+        return env | {"PATH": f'{self.set["bin"]}:{env.get("PATH", "")}', "LARDER_PINNED": bed_node.PAUSE}
 
     def run(self, name, argv):
         if not self.set or name in CONTROL_PLANE + NODE or not name.replace("-", "").isalnum():
@@ -413,7 +419,7 @@ class Cluster:
     def get(self, path):
         return self.answers(f'https://127.0.0.1:{self.set["ports"]["apiserver"]}{path}', self.set["tokens"]["admin"])
 
-    def up(self, folder, direct, node):
+    def up(self, folder, direct, node, larder, disk):
         begun = time.monotonic()
         fresh = not self.set
         try:
@@ -423,6 +429,8 @@ class Cluster:
                 raise Broken(f"an up was interrupted in {self.root}: end it with down")
             self.set["bin"] = folder
             self.set["node"] |= node
+            self.set.setdefault("larder", larder)
+            self.set.setdefault("larder-disk", disk)
             self.save()
             for name in CONTROL_PLANE:
                 if name in self.parts():
@@ -442,8 +450,9 @@ class Cluster:
         node = self.node()
         kubelet = (self.root / "kubelet.kubeconfig").read_text()
         node.prepare(self.service_ip(), self.root / "pki/ca.crt", kubelet, self.set["bin"])
-        for name in ["service-proxy", "registry", "containerd"]:
-            self.start(name)
+        for name in self.parts():
+            if name in NODE and name != "kubelet":
+                self.start(name)
         node.make_images(self.set["bin"])
         self.start("kubelet")
 
@@ -594,6 +603,8 @@ def main():
         one.add_argument("dir")
         if verb in ["up", "hold"]:
             one.add_argument("--node", action="store_true")
+            one.add_argument("--larder", metavar="PROGRAM", type=os.path.abspath)
+            one.add_argument("--larder-disk", metavar="MIB", type=int)
             one.add_argument("--direct-etcd", action="store_true", help="no proxy before etcd: slow-etcd does nothing")
     for verb in ["kill", "stop", "start", "restart"]:
         one = verbs.add_parser(verb)
@@ -613,10 +624,13 @@ def main():
     signal.signal(signal.SIGTERM, interrupted)
     signal.signal(signal.SIGHUP, interrupted)
     if args.verb in ["up", "hold"]:
-        folder = tools(args.node)
+        node = args.node or bool(args.larder)
+        if args.larder and not os.access(args.larder, os.X_OK):
+            raise Broken(f"{args.larder} is no program")
+        folder = tools(node)
 
     def up(cluster):
-        cluster.up(folder, args.direct_etcd, args.node)
+        cluster.up(folder, args.direct_etcd, node, args.larder, args.larder_disk)
 
     if args.verb == "hold":
         hold(args.dir, up)

@@ -56,21 +56,24 @@ def mounts():
         yield pathlib.Path(point), fields[fields.index("-") + 1]
 
 
-def ip(*argv, check=True):
-    done = subprocess.run(["ip", *argv], capture_output=True, text=True)
-    if check and done.returncode:
-        raise Fault(f"ip {' '.join(argv)}: {done.stderr.strip()}")
+def run(*argv):
+    done = subprocess.run(argv, capture_output=True, text=True)
+    if done.returncode:
+        raise Fault(f"{' '.join(argv)}: {done.stderr.strip()}")
 
 
 class Node:
-    def __init__(self, root, key, net):
-        """key: what is unique of the cluster; net: 10.A.B"""
+    def __init__(self, root, key, net, larder=None, disk=None):
+        """key: what is unique of the cluster; net: 10.A.B; larder: the program, if images are its affair; disk: the MiB
+        of their file system"""
         self.root = root / "node"
         self.name = f"bed-{key}"
         self.bridge = f"lb{key}"
         self.net = net
         self.group = f"larder-bed-{key}"
+        self.larder, self.disk = larder, disk
         self.socket = self.root / "run/containerd.sock"
+        self.sockets = {"containerd": self.socket, "larder": self.root / "host/run/larder/larder.sock"}
         self.record = SHARED / f"{key}.json"
 
     # Control groups: one below the root of each hierarchy.
@@ -140,13 +143,41 @@ class Node:
             ],
         }
         (root / "cni.d/10-bed.conflist").write_text(json.dumps(network, indent=1))
+        if self.larder:
+            self.prepare_larder()
         self.make_groups()
         if not pathlib.Path("/sys/class/net", self.bridge).exists():
-            ip("link", "add", self.bridge, "type", "bridge")
+            run("ip", "link", "add", self.bridge, "type", "bridge")
         # The node's address, and that of the service `kubernetes`.
         for address in [f"{self.net}.1/25", f"{service_ip}/32"]:
-            ip("address", "replace", address, "dev", self.bridge)
-        ip("link", "set", self.bridge, "up")
+            run("ip", "address", "replace", address, "dev", self.bridge)
+        run("ip", "link", "set", self.bridge, "up")
+
+    def prepare_larder(self):
+        """As docs/containerd.md says."""
+        socket, store = self.sockets["larder"], self.root / "host/var/lib/larder"
+        if self.disk and not store.exists():
+            store.mkdir(parents=True)
+            image = self.root / "larder.img"
+            with image.open("wb") as file:
+                file.truncate(self.disk << 20)
+            run("mkfs.ext4", "-q", str(image))
+            # The loop device goes with the mount.
+            run("mount", "-o", "loop", str(image), str(store))
+        (self.root / "conf.d/larder.toml").write_text(f"""version = 4
+[proxy_plugins.larder]
+  type = 'snapshot'
+  address = '{socket}'
+  [proxy_plugins.larder.exports]
+    root = '{store}'
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = 'larder'
+[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
+  platform = 'linux'
+  snapshotter = 'larder'
+""")
+        kubelet = {"kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1", "imageServiceEndpoint": f"unix://{socket}"}
+        (self.root / "kubelet.d/10-larder.conf").write_text(json.dumps(kubelet))
 
     def share(self):
         """What is mounted in our folder reaches the pods that ask for it, and theirs reaches us: as on a machine with
@@ -154,9 +185,7 @@ class Node:
         if self.root in [point for point, _ in mounts()]:
             return
         for flags in [["--bind", str(self.root), str(self.root)], ["--make-shared", str(self.root)]]:
-            done = subprocess.run(["mount", *flags], capture_output=True, text=True)
-            if done.returncode:
-                raise Fault(f"mount {' '.join(flags)}: {done.stderr.strip()}")
+            run("mount", *flags)
 
     def containerd(self, bin_dir):
         return f"""version = 4
@@ -209,7 +238,8 @@ imports = ['{self.root}/conf.d/*.toml']
             "evictionHard": {"memory.available": "50Mi"},
             "failSwapOn": False,
             "healthzPort": 0,
-            "localStorageCapacityIsolation": False,
+            # By itself it collects nothing: the machine's disk may be as full as it likes.
+            "imageGCHighThresholdPercent": 100,
             "makeIPTablesUtilChains": False,
             "oomScoreAdj": 0,
             "podLogsDir": str(self.root / "pod-logs"),
@@ -224,6 +254,11 @@ imports = ['{self.root}/conf.d/*.toml']
     def command(self, name):
         if name == "registry":
             return [sys.executable, str(pathlib.Path(registry.__file__).resolve()), self.registry_address(), str(self.root / "registry")]
+        if name == "larder":
+            return [
+                self.larder, "agent", f"--root={self.root}/host/var/lib/larder", f"--socket={self.sockets[name]}", f"--hosts-dir={self.root}/hosts.d",
+                f"--http={self.net}.1:9640", f"--containerd={self.socket}", f"--kubeconfig={self.root}/kubelet.kubeconfig", f"--node-name={self.name}",
+            ]  # fmt: skip
         if name == "containerd":
             return ["containerd", f"--config={self.root}/containerd.toml"]
         return [
@@ -249,10 +284,10 @@ imports = ['{self.root}/conf.d/*.toml']
 
         pause = image(PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"]})
         busybox = image(BUSYBOX, {"Cmd": ["sh"]})
-        self.load([pause, busybox], bin_dir)
         serve = {"Cmd": ["httpd", "-f", "-p", "8080", "-h", "/www"], "ExposedPorts": {"8080/tcp": {}}}
         servers = [image(name, serve, page(text)) for name, text in [(f"{SERVER}:1", "one"), (f"{SERVER}:2", "two"), (PRIVATE, "private")]]
-        layout.push([pause, busybox, *servers], registry.Store(self.root / "registry"))
+        layout.push(servers, registry.Store(self.root / "registry"))
+        self.load([pause, busybox], bin_dir)
         done.touch()
 
     def load_program(self, name, file, bin_dir):
@@ -263,7 +298,17 @@ imports = ['{self.root}/conf.d/*.toml']
         self.load([layout.Image(name, config, [layout.program(file, program)])], bin_dir)
 
     def load(self, images, bin_dir):
-        """Into containerd's own store."""
+        """Into the registry, and onto the node: into the store of containerd, if it has one of its own."""
+        layout.push([image for image in images if image.name.startswith("bed.local/")], registry.Store(self.root / "registry"))
+        if self.larder:
+            for image in images:
+                if not image.name.startswith("bed.local/"):
+                    raise Fault(f"{image.name}: give it a name in bed.local, from where larder pulls it")
+                command = [self.larder, "--socket", str(self.sockets["larder"]), "pull", "--quiet", image.name]
+                done = subprocess.run(command, capture_output=True, text=True)
+                if done.returncode:
+                    raise Fault(f"larder pull {image.name}: {done.stderr.strip()}")
+            return
         file = self.root / "images.tar"
         file.write_bytes(layout.layout(images))
         command = [f"{bin_dir}/ctr", "--address", str(self.socket), "--namespace", "k8s.io", "images", "import", str(file)]
@@ -286,7 +331,7 @@ imports = ['{self.root}/conf.d/*.toml']
                 raise Fault(f"processes {members} of {self.group} do not end")
             time.sleep(0.01)
         if pathlib.Path("/sys/class/net", self.bridge).exists():
-            ip("link", "delete", self.bridge)
+            run("ip", "link", "delete", self.bridge)
         for result in pathlib.Path("/var/lib/cni/results").glob(f"{self.bridge}-*"):
             result.unlink()
         with contextlib.suppress(OSError):

@@ -17,6 +17,7 @@ mod helm;
 mod ingest;
 mod kube_api;
 mod kube_install;
+mod kube_node;
 mod kube_pods;
 mod licences;
 mod monitoring;

@@ -72,6 +72,20 @@ impl Cluster {
 
     /// As [`Self::own`], with a node: containerd and a kubelet. One at a time on a machine is enough.
     pub(crate) fn own_with_node(test: &str) -> Option<OwnCluster> {
+        Self::node_of(test, &["--node"])
+    }
+
+    /// As [`Self::own_with_node`], on larder: containerd starts containers on its layers, and the kubelet's image calls
+    /// go to it.
+    pub(crate) fn own_on_larder(test: &str) -> Option<OwnCluster> {
+        if let Err(reason) = super::can_mount_erofs() {
+            skip(test, &reason);
+            return None;
+        }
+        Self::node_of(test, &["--larder", env!("CARGO_BIN_EXE_larder")])
+    }
+
+    fn node_of(test: &str, flags: &[&str]) -> Option<OwnCluster> {
         if !super::is_root() {
             skip(test, "a kubelet needs root");
             return None;
@@ -90,7 +104,7 @@ impl Cluster {
                 "ip",
             ],
         )?;
-        Some(Self::alone(kubectl, &["--node"]))
+        Some(Self::alone(kubectl, flags))
     }
 
     fn alone(kubectl: PathBuf, flags: &[&str]) -> OwnCluster {

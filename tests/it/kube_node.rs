@@ -1,0 +1,119 @@
+//! A node on larder: the kubelet's image calls go to it, and containerd starts containers on its layers.
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+use serde_json::{Value, json};
+
+use crate::support::cluster::Cluster;
+
+fn pod(name: &str, image: &str, policy: &str, more: &Value) -> Value {
+    let mut spec = json!({
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "main", "image": image, "imagePullPolicy": policy}],
+    });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        spec[key] = value.clone();
+    }
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+}
+
+/// Why a pod's container does not start, once it says so with these words.
+fn waits(cluster: &Cluster, name: &str, reason: &str, words: &str) {
+    let what = format!("involvedObject.name={name}");
+    let waiting = |pod: &Value| pod["status"]["containerStatuses"][0]["state"]["waiting"].clone();
+    cluster.watch(&["pod", name], |pod| waiting(pod)["reason"] == reason);
+    let events = cluster.json(&["get", "events", "--field-selector", &what]);
+    let mut told = events["items"].as_array().unwrap().iter();
+    assert!(
+        told.any(|event| event["message"]
+            .as_str()
+            .unwrap_or_default()
+            .contains(words)),
+        "{name}: no {words:?} in {events:#}"
+    );
+}
+
+#[test]
+fn pods_run_from_the_store_as_their_policies_say() {
+    let Some(cluster) = Cluster::own_on_larder("kube_node") else {
+        return;
+    };
+    let cluster: &Cluster = &cluster;
+    let apply = |pod: Value| cluster.apply(&pod.to_string());
+    let runs = |name: &str| cluster.wait_for("condition=Ready", &["pod", name]);
+    let (server, private) = ("bed.local/server:1", "bed.local/private/server:1");
+    let none = json!({});
+    let secret = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bed"}, "type": "kubernetes.io/dockerconfigjson",
+        "stringData": {".dockerconfigjson": json!({"auths": {"bed.local": {"username": "bed", "password": "bed"}}}).to_string()},
+    });
+    cluster.apply(&secret.to_string());
+
+    // What each policy does, and what a person is told.
+    apply(pod("always", server, "Always", &none));
+    apply(pod("never", "bed.local/server:2", "Never", &none));
+    apply(pod("absent", "bed.local/server:9", "IfNotPresent", &none));
+    apply(pod("stranger", private, "IfNotPresent", &none));
+    let secrets = json!({"imagePullSecrets": [{"name": "bed"}]});
+    apply(pod("friend", private, "IfNotPresent", &secrets));
+    runs("always");
+    runs("friend");
+    waits(
+        cluster,
+        "never",
+        "ErrImageNeverPull",
+        "is not present with pull policy of Never",
+    );
+    waits(
+        cluster,
+        "absent",
+        "ImagePullBackOff",
+        "check repository and tag",
+    );
+    waits(cluster, "stranger", "ImagePullBackOff", "add a pull secret");
+    // That the image is there by now is no right to it.
+    apply(pod("late", private, "IfNotPresent", &none));
+    waits(cluster, "late", "ImagePullBackOff", "add a pull secret");
+
+    // An image as a volume.
+    let volume = json!({
+        "containers": [{
+            "name": "main", "image": "bed.local/busybox:1", "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", "cat /page/www/index.html; touch /page/x; sleep 1000"],
+            "volumeMounts": [{"name": "page", "mountPath": "/page"}],
+        }],
+        "volumes": [{"name": "page", "image": {"reference": "bed.local/server:2", "pullPolicy": "IfNotPresent"}}],
+    });
+    apply(pod("volume", "", "", &volume));
+    runs("volume");
+    let log = cluster.kubectl(&["logs", "volume"]).ok();
+    assert!(
+        log.starts_with("two\n") && log.contains("Read-only"),
+        "{log}"
+    );
+
+    // What is here starts without a registry.
+    cluster.kill("registry");
+    apply(pod("offline", "bed.local/server:2", "IfNotPresent", &none));
+    apply(pod("asks", "bed.local/server:2", "Always", &none));
+    runs("offline");
+    waits(cluster, "asks", "RegistryUnavailable", "no answer from");
+    // Now that it is there.
+    runs("never");
+    cluster.start_part("registry");
+
+    // The one that waited for a registry gets on by itself; those that run survive the agent.
+    cluster.kill("larder");
+    let page = [
+        "exec",
+        "offline",
+        "--",
+        "wget",
+        "-qO-",
+        "http://127.0.0.1:8080",
+    ];
+    assert_eq!(cluster.kubectl(&page).ok(), "two\n");
+    cluster.start_part("larder");
+    assert_eq!(cluster.kubectl(&page).ok(), "two\n");
+    apply(pod("after", server, "IfNotPresent", &none));
+    runs("after");
+}
