@@ -9,6 +9,7 @@ pub mod controller;
 pub mod crds;
 mod credentials;
 pub mod demo;
+pub mod doctor;
 pub mod images;
 mod kube_agent;
 mod open;

@@ -11,6 +11,7 @@ mod controller;
 mod crds;
 mod demo;
 mod df;
+mod doctor;
 mod failure;
 mod fsck;
 mod images;
@@ -153,6 +154,9 @@ enum Verb {
     /// Show which declared images this node holds, and what went wrong
     #[command(after_help = status::AFTER)]
     Status(status::Args),
+    /// Check whether this machine suits larder, and say what to change
+    #[command(after_help = doctor::AFTER)]
+    Doctor(doctor::Args),
     /// Read everything in the store and compare checksums
     #[command(alias = "verify", after_help = fsck::AFTER)]
     Fsck(fsck::Args),

@@ -8,7 +8,7 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, fsck, images,
+    Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, doctor, fsck, images,
     inspect, mount, prune, pull, rmi, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
@@ -81,6 +81,9 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
     if let Verb::Version(args) = &verb {
         return version::run(args, globals, &terminal).await;
     }
+    if let Verb::Doctor(args) = verb {
+        return doctor::run(args, globals, &terminal).await;
+    }
     if let Verb::Demo(args) = verb {
         return demo::run(args, &terminal, &interrupts).await;
     }
@@ -114,6 +117,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             | Verb::Completions(_)
             | Verb::Crds(_)
             | Verb::Demo(_)
+            | Verb::Doctor(_)
             | Verb::Version(_) => Ok(()),
         }
     };

@@ -133,6 +133,11 @@ pub(super) fn for_domain(
     own(domain, plain_http)
 }
 
+/// What is wrong with the configuration of a registry domain, as a pull would find it. Reads files.
+pub fn check(dirs: &[PathBuf], domain: &str) -> Result<(), Error> {
+    for_domain(dirs, domain, false).map(drop)
+}
+
 /// Folders that may hold a domain's configuration, best first.
 fn dir_names(domain: &str) -> Vec<String> {
     let mut names = Vec::new();

@@ -27,6 +27,7 @@ use crate::image::{Digest, Reference};
 pub use auth::{Credentials, Secret, docker_credentials, secret_credentials};
 pub use blob::BlobStream;
 pub use error::{Error, ErrorClass};
+pub use hosts::check as check_hosts;
 pub use metrics::Metrics;
 
 use hosts::Host;

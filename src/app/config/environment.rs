@@ -104,7 +104,7 @@ pub(super) fn variable(key: &str) -> String {
 }
 
 /// Puts one table over another.
-pub(super) fn overlay(base: &mut Table, over: Table) {
+pub(in crate::app) fn overlay(base: &mut Table, over: Table) {
     for (key, value) in over {
         match (base.get_mut(&key), value) {
             (Some(Value::Table(below)), Value::Table(above)) => overlay(below, above),

@@ -25,6 +25,7 @@ use crate::prune::Amount;
 use crate::store::Limits;
 use crate::telemetry::{LogConfig, LogFormat};
 use environment::Environment;
+pub(super) use environment::overlay;
 use file::{File, FileLimits};
 
 /// Default of `root`.
