@@ -11,7 +11,7 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 16] = [
+const VERBS: [&str; 17] = [
     "agent",
     "controller",
     "crds",
@@ -22,6 +22,7 @@ const VERBS: [&str; 16] = [
     "prune",
     "status",
     "df",
+    "doctor",
     "fsck",
     "unpack",
     "mount",
