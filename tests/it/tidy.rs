@@ -30,7 +30,15 @@ const MATRIX: &[(&str, &[&str])] = &[
     ("k8s", &["image", "prune", "lifecycle", "telemetry"]),
     (
         "cli",
-        &["image", "prune", "app", "control", "lifecycle", "telemetry"],
+        &[
+            "image",
+            "prune",
+            "app",
+            "control",
+            "k8s",
+            "lifecycle",
+            "telemetry",
+        ],
     ),
     ("app", &["*"]),
 ];
