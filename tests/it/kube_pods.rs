@@ -142,6 +142,15 @@ fn larder(cluster: &Cluster, args: &[&str]) -> String {
     run(Command::new(LARDER).arg("--socket").arg(socket).args(args)).ok()
 }
 
+/// What `kubectl larder` answers.
+fn plugin(cluster: &Cluster, args: &[&str]) -> Value {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-larder"));
+    let kubeconfig = cluster.kubeconfig();
+    command.arg("--kubeconfig").arg(kubeconfig).args(args);
+    let text = run(command.args(["-o", "json"])).ok();
+    serde_json::from_str(&text).unwrap()
+}
+
 fn prepulls(cluster: &Cluster) {
     let name = json!({"name": "bed", "namespace": "team"});
     let meta = |name: &str| json!({"name": name, "namespace": "team"});
@@ -244,6 +253,14 @@ fn runs_in_pods_changes_where_images_are_kept_and_goes_again() {
     for text in [larder(cluster, &["images"]), larder(cluster, &["status"])] {
         assert!(text.contains("bed.local/server"), "{text}");
     }
+    // The plugin asks the agent through the API server and the kubelet.
+    let app = "bed.local/server:1";
+    let images = plugin(cluster, &["images"]);
+    let held = |image: &&Value| image["names"].to_string().contains(app);
+    let image = images.as_array().unwrap().iter().find(held).unwrap();
+    assert_eq!(image["nodeNames"], json!([node]), "{images:#}");
+    let why = plugin(cluster, &["why", &node, app]);
+    assert_eq!(why["held"]["here"], true, "{why:#}");
     // What it mounts is there for all of the node, and still there for the next agent.
     let place = cluster.dir().join("node/host/var/lib/larder/shown");
     larder(

@@ -525,3 +525,85 @@ impl Storm {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_declares_and_asks_with_kubectl_larder() {
+    let Some(turn) = Turn::take("rollout_kubectl_larder") else {
+        return;
+    };
+    let _controller = turn.controller();
+    let hub = Hub::start().await;
+    hub.push("app", "1", &image(61));
+    let agents = turn.agents("plugin", 2);
+    let node = agents[0].0.as_str();
+    let plugin = |args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-larder"));
+        let kubeconfig = turn.cluster.kubeconfig();
+        run(command.arg("--kubeconfig").arg(kubeconfig).args(args))
+    };
+    let read = |args: &[&str]| -> Value {
+        let text = plugin(&[args, &["-o", "json"]].concat()).ok();
+        serde_json::from_str(&text).unwrap()
+    };
+
+    let app = hub.reference("app:1");
+    let asked = ["prepull", &app, "-l", "pool=plugin", "--max-in-flight", "1"];
+    let made = plugin(&[&asked[..], &["--wait", "--timeout", "90s"]].concat()).ok();
+    let name = made.split_whitespace().next().unwrap().to_owned();
+    assert_eq!(made.trim(), format!("{name} is ready"));
+    // The same again is the same object.
+    assert_eq!(plugin(&asked).ok().trim(), format!("{name} declared"));
+
+    let status = read(&["status"]);
+    let prepull = &status["prepulls"][0];
+    assert_eq!(
+        (&prepull["state"], &prepull["ready"]),
+        (&json!("Ready"), &json!(2)),
+        "{status:#}"
+    );
+    let why = read(&["why", node, &app, "--offline"]);
+    assert_eq!(why["prepulls"][0]["state"], "Ready", "{why:#}");
+    let elsewhere = read(&["why", node, "other:1", "--offline"]);
+    assert_eq!(elsewhere["prepulls"], json!([]));
+    let top = read(&["top"]);
+    let ours = |row: &&Value| row["node"].as_str().unwrap().starts_with("plugin-");
+    let rows: Vec<_> = top.as_array().unwrap().iter().filter(ours).collect();
+    assert!(
+        rows.len() == 2 && rows.iter().all(|row| row["images"] == 1),
+        "{top:#}"
+    );
+    assert_eq!(read(&["prune", "--dry-run"]), json!([]));
+
+    let typo = hub.reference("typo:1");
+    plugin(&["prepull", &typo, "--node", node, "--name", "typo"]).ok();
+    turn.until("typo", |status| {
+        condition(status, "Resolved") == "False NotFound"
+    });
+    let why = read(&["why", node, &typo, "--offline"]);
+    let reason = why["prepulls"][0]["reason"].as_str().unwrap();
+    assert!(reason.starts_with("NotFound: "), "{why:#}");
+    let text = plugin(&["status"]).ok();
+    assert!(
+        text.contains("Unresolved") && text.lines().all(|line| line.len() <= 100),
+        "{text}"
+    );
+
+    // What is not there, what is mistyped, and agents that are no pods.
+    for (args, code) in [
+        (&["status", "nothing"][..], 3),
+        (&["why", "no-such-node", &app], 3),
+        (&["images"], 3),
+        (&["prune"], 2),
+        (&["prepull", "UPPER"], 2),
+        (&["prepull", &app, "--secret", "s"], 2),
+    ] {
+        let ended = plugin(args);
+        assert_eq!(ended.code, Some(code), "{args:?}: {}", ended.stderr);
+        assert!(
+            ended.stderr.starts_with("kubectl larder: "),
+            "{}",
+            ended.stderr
+        );
+    }
+    turn.end("plugin", agents);
+}

@@ -56,7 +56,7 @@ struct Source {
 }
 
 impl Source {
-    /// The room a file belongs to; `None` for `src/lib.rs` and `src/main.rs`.
+    /// The room a file belongs to; `None` for `src/lib.rs` and the programs.
     fn room(&self) -> Option<&str> {
         let rest = self.path.strip_prefix("src/")?;
         rest.split_once('/').map(|(room, _)| room)

@@ -206,6 +206,7 @@ impl Cluster {
         let _ = writer.join();
         Ended {
             success: output.status.success(),
+            code: output.status.code(),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }

@@ -226,6 +226,7 @@ impl Drop for Distribution {
 /// A finished program.
 pub(crate) struct Ended {
     pub(crate) success: bool,
+    pub(crate) code: Option<i32>,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
@@ -235,6 +236,7 @@ pub(crate) fn run(command: &mut Command) -> Ended {
     let output = command.stdin(Stdio::null()).output().unwrap();
     Ended {
         success: output.status.success(),
+        code: output.status.code(),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
