@@ -206,12 +206,12 @@ fn duration(text: &str) -> Option<std::time::Duration> {
 /// What a program reads.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct View {
-    remove: Vec<RemovalView>,
+pub(super) struct View {
+    pub(super) remove: Vec<RemovalView>,
     keep: Vec<KeptView>,
     /// Bytes that went, and that would go.
     freed_bytes: u64,
-    would_free_bytes: u64,
+    pub(super) would_free_bytes: u64,
     /// Bytes that rules about the disk want besides.
     short_bytes: u64,
     failures: Vec<FailureView>,
@@ -219,13 +219,13 @@ struct View {
 
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
-struct RemovalView {
+pub(super) struct RemovalView {
     id: String,
-    names: Vec<String>,
+    pub(super) names: Vec<String>,
     policy: String,
-    rule: String,
+    pub(super) rule: String,
     reason: String,
-    bytes: u64,
+    pub(super) bytes: u64,
     /// Whether it is gone, or would go.
     removed: bool,
 }
@@ -246,7 +246,7 @@ struct FailureView {
 }
 
 impl View {
-    fn take(&mut self, answer: PruneResponse, dry_run: bool) {
+    pub(super) fn take(&mut self, answer: PruneResponse, dry_run: bool) {
         self.short_bytes = self.short_bytes.max(answer.short_bytes);
         if dry_run {
             self.would_free_bytes += answer.free_bytes;

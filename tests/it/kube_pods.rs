@@ -261,6 +261,21 @@ fn runs_in_pods_changes_where_images_are_kept_and_goes_again() {
     assert_eq!(image["nodeNames"], json!([node]), "{images:#}");
     let why = plugin(cluster, &["why", &node, app]);
     assert_eq!(why["held"]["here"], true, "{why:#}");
+    let policy = cluster.dir().join("everything.yaml");
+    let everything = json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "ImagePrunePolicy", "metadata": {"name": "everything"},
+        "spec": {"mode": "Enforce", "rules": [{"keepLast": 0}]},
+    });
+    std::fs::write(&policy, everything.to_string()).unwrap();
+    let rehearsal = ["prune", "--dry-run", "--policy", policy.to_str().unwrap()];
+    let rehearsed = plugin(cluster, &rehearsal);
+    // All that is there is declared.
+    let stays = rehearsed[0]["keep"].to_string();
+    assert!(
+        stays.contains(app) && stays.contains("base"),
+        "{rehearsed:#}"
+    );
+    assert_eq!(rehearsed[0]["remove"], json!([]), "{rehearsed:#}");
     // What it mounts is there for all of the node, and still there for the next agent.
     let place = cluster.dir().join("node/host/var/lib/larder/shown");
     larder(
