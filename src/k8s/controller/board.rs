@@ -16,26 +16,21 @@ use super::nodes::{Change, Id, NodeView, Nodes, id};
 use super::notes::{Note, notes};
 use super::pace::Bucket;
 use super::prepull::Prepull;
-use super::prune::{self, Policies, PolicyWrite, PolicyWritten};
+use super::prune::{self, Policies, PolicyWrite};
 use super::rollout::Moment;
+use super::status_writes::{TOGETHER, Written};
 use crate::image::Digest;
 use crate::k8s::agent::WantCredentials;
 use crate::k8s::api::{
     ClusterWorkload, NodeFacts, NodeImageCache, PrepullStatus, SecretRef, condition,
 };
-use crate::k8s::backoff::backoff;
 
-/// Changes that come so soon after each other are answered together.
-const TOGETHER: Duration = Duration::from_millis(200);
 /// How often the clock is asked who became unreachable.
 const REFRESH: Duration = Duration::from_secs(15);
 /// Writes under way.
 const MOST_WRITES: usize = 16;
 /// Readings of workloads and secrets under way.
 const MOST_GATHERINGS: usize = 8;
-/// Pauses after a write that was refused or lost.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// Something to do.
 #[derive(Debug)]
@@ -68,19 +63,6 @@ pub(super) struct Write {
     /// write is done, and by then the watch may have brought it back.
     pub(super) before: PrepullStatus,
     pub(super) completed: Option<String>,
-}
-
-/// How a write ended.
-#[derive(Debug)]
-pub(super) enum Written {
-    /// The object as it is now.
-    Done(Box<Declared>),
-    /// Somebody else wrote first; the object as it is now, if it could be read.
-    Conflict(Option<Box<Declared>>),
-    /// The object is gone.
-    Gone,
-    /// Refused or lost.
-    Failed,
 }
 
 /// Objects to read for a prepull.
@@ -375,7 +357,12 @@ impl Board {
     }
 
     /// A write ended.
-    pub(super) fn written(&mut self, write: &Write, written: Written, now: Instant) -> Vec<Effect> {
+    pub(super) fn written(
+        &mut self,
+        write: &Write,
+        written: Written<Declared>,
+        now: Instant,
+    ) -> Vec<Effect> {
         self.writing = self.writing.saturating_sub(1);
         let jitter = self.jitter();
         let Some(prepull) = self
@@ -384,29 +371,17 @@ impl Board {
         else {
             return Vec::new();
         };
-        prepull.writing = false;
+        prepull.writes.ended(&written, jitter, now);
         let mut effects = Vec::new();
-        let mut fresh = None;
-        match written {
+        let fresh = match written {
             Written::Done(declared) => {
                 let told = notes(&write.before, &declared, write.completed.as_deref());
                 effects.extend(told.into_iter().map(Effect::Note));
-                prepull.last_write = Some(now);
-                prepull.write_failures = 0;
-                prepull.not_before = None;
-                fresh = Some(declared);
+                Some(declared)
             }
-            Written::Conflict(declared) => {
-                prepull.not_before = Some(now + TOGETHER.mul_f64(0.5 + jitter));
-                fresh = declared;
-            }
-            Written::Gone => prepull.not_before = Some(now + LAST_RETRY),
-            Written::Failed => {
-                prepull.write_failures = prepull.write_failures.saturating_add(1);
-                let pause = backoff(prepull.write_failures, FIRST_RETRY, LAST_RETRY, jitter);
-                prepull.not_before = Some(now + pause);
-            }
-        }
+            Written::Conflict(declared) => declared,
+            Written::Gone | Written::Failed => None,
+        };
         let number = write.prepull;
         if let Some(declared) = fresh {
             self.apply_prepull(*declared, now);
@@ -424,7 +399,7 @@ impl Board {
     pub(super) fn policy_written(
         &mut self,
         write: &PolicyWrite,
-        written: PolicyWritten,
+        written: Written<prune::Declared>,
         now: Instant,
     ) -> Vec<Effect> {
         let jitter = self.jitter();

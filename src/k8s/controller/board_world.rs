@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::json;
 
-use super::board::{Board, Effect, Gathered, Write, Written};
+use super::board::{Board, Effect, Gathered, Write};
+use super::declared::Declared;
 use super::desk::Answer;
 use super::malformed::Fault;
 use super::nodes::NodeView;
 use super::notes::Note;
 use super::seam::ResolveFailure;
+use super::status_writes::Written;
 use crate::image::Digest;
 use crate::k8s::api::{
     ClusterImagePrepull, HeldPrepull, HoldState, NodeImageCache, PrepullStatus, reason, slot,
@@ -221,7 +223,7 @@ impl World {
         }
     }
 
-    pub(super) fn write(&mut self, write: &Write) -> Written {
+    pub(super) fn write(&mut self, write: &Write) -> Written<Declared> {
         if self.broken {
             return Written::Failed;
         }

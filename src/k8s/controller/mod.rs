@@ -34,6 +34,7 @@ mod seam;
 mod seats;
 mod send;
 mod status;
+mod status_writes;
 mod steps;
 mod verdict;
 mod watch;

@@ -11,6 +11,7 @@ use super::nodes::{Id, Nodes, id};
 use super::seam::ResolveFailure;
 use super::seats::Seats;
 use super::status;
+use super::status_writes::StatusWrites;
 use super::steps::Steps;
 use crate::image::Digest;
 use crate::k8s::agent::WantCredentials;
@@ -39,11 +40,7 @@ pub(super) struct Prepull {
     missing_secrets: Vec<String>,
     /// The object cannot be read any more: this is what it was.
     pub(super) unreadable: bool,
-    pub(super) writing: bool,
-    pub(super) last_write: Option<Instant>,
-    pub(super) write_failures: u32,
-    /// No write before.
-    pub(super) not_before: Option<Instant>,
+    pub(super) writes: StatusWrites,
     /// The revision that every node has answered at least once.
     pub(super) completed: Option<String>,
     pub(super) steps: Steps,
@@ -68,10 +65,7 @@ impl Prepull {
             credentials: None,
             missing_secrets: Vec::new(),
             unreadable: false,
-            writing: false,
-            last_write: None,
-            write_failures: 0,
-            not_before: None,
+            writes: StatusWrites::default(),
             completed: None,
             steps: Steps::default(),
             opened: HashMap::new(),

@@ -11,29 +11,24 @@ use kube::Resource;
 use super::board::Effect;
 use super::declared::is_newer_or_same;
 use super::nodes::{Id, Nodes, id};
-use super::pace::{self, Bucket, write_cost};
+use super::pace::{Bucket, write_cost};
 use super::prune_status::{self, Facts, difference, is_complete, notes};
 use super::rollout::{self, Hold, Moment, Room, Terms, Turn, Wake};
 use super::seats::Seats;
 use super::status::Difference;
+use super::status_writes::{StatusWrites, TOGETHER, Written};
 use super::steps::Steps;
 use crate::k8s::api::{
     ALL, ImagePrunePolicy, ImagePrunePolicySpec, ImagePrunePolicyStatus, NOBODY, Rollout,
     RolloutStatus, SharedPrepullSpec, parse_duration,
 };
-use crate::k8s::backoff::backoff;
 
-/// Changes that come so soon after each other are answered together.
-const TOGETHER: Duration = Duration::from_millis(200);
 /// Writes under way.
 const MOST_WRITES: usize = 8;
 /// Pause where too much is under way already.
 const BUSY: Duration = Duration::from_millis(250);
 /// The shortest pause between two looks that nothing caused.
 const AGAIN: Duration = Duration::from_millis(50);
-/// Pauses after a write that was refused or lost.
-const FIRST_RETRY: Duration = Duration::from_secs(1);
-const LAST_RETRY: Duration = Duration::from_secs(60);
 
 /// A policy as it was last read.
 #[derive(Clone, Debug)]
@@ -75,19 +70,6 @@ pub(super) struct PolicyWrite {
     completed: Option<String>,
 }
 
-/// How a write ended.
-#[derive(Debug)]
-pub(super) enum PolicyWritten {
-    /// The object as it is now.
-    Done(Box<Declared>),
-    /// Somebody else wrote first; the object as it is now, if it could be read.
-    Conflict(Option<Box<Declared>>),
-    /// The object is gone.
-    Gone,
-    /// Refused or lost.
-    Failed,
-}
-
 /// A policy, and what this process adds to it.
 #[derive(Debug)]
 struct Policy {
@@ -100,11 +82,7 @@ struct Policy {
     steps: Steps,
     /// The revision that every node has answered at least once.
     completed: Option<String>,
-    writing: bool,
-    last_write: Option<Instant>,
-    write_failures: u32,
-    /// No write before.
-    not_before: Option<Instant>,
+    writes: StatusWrites,
     due: Option<Instant>,
     looked: Option<Instant>,
 }
@@ -216,13 +194,14 @@ impl Policies {
             }
             policy.due = None;
             policy.looked = Some(now);
-            if policy.declared.ending || policy.writing {
+            if policy.declared.ending || policy.writes.under_way {
                 continue;
             }
             let mut wake = Wake(None);
             let (status, difference) = policy.look(nodes, moment, &mut wake);
             if difference != Difference::None {
-                let due = policy.may_write_at(now, difference == Difference::Turn);
+                let urgent = difference == Difference::Turn;
+                let due = policy.writes.due(now, policy.seats.len(), urgent);
                 if due > now {
                     wake.at(due);
                 } else if self.writing >= MOST_WRITES {
@@ -231,7 +210,7 @@ impl Policies {
                     wake.at(later);
                 } else {
                     self.writing += 1;
-                    policy.writing = true;
+                    policy.writes.under_way = true;
                     effects.push(Effect::WritePolicy(Box::new(PolicyWrite {
                         name: policy.declared.name.clone(),
                         uid: policy.declared.uid.clone(),
@@ -253,7 +232,7 @@ impl Policies {
     pub(super) fn written(
         &mut self,
         write: &PolicyWrite,
-        written: PolicyWritten,
+        written: Written<Declared>,
         nodes: &Nodes,
         jitter: f64,
         now: Instant,
@@ -263,29 +242,17 @@ impl Policies {
         let Some(policy) = known.filter(|policy| policy.declared.uid == write.uid) else {
             return Vec::new();
         };
-        policy.writing = false;
+        policy.writes.ended(&written, jitter, now);
         let mut effects = Vec::new();
-        let mut fresh = None;
-        match written {
-            PolicyWritten::Done(declared) => {
+        let fresh = match written {
+            Written::Done(declared) => {
                 let told = notes(&write.before, &declared, write.completed.as_deref());
                 effects.extend(told.into_iter().map(Effect::Note));
-                policy.last_write = Some(now);
-                policy.write_failures = 0;
-                policy.not_before = None;
-                fresh = Some(declared);
+                Some(declared)
             }
-            PolicyWritten::Conflict(declared) => {
-                policy.not_before = Some(now + TOGETHER.mul_f64(0.5 + jitter));
-                fresh = declared;
-            }
-            PolicyWritten::Gone => policy.not_before = Some(now + LAST_RETRY),
-            PolicyWritten::Failed => {
-                policy.write_failures = policy.write_failures.saturating_add(1);
-                let pause = backoff(policy.write_failures, FIRST_RETRY, LAST_RETRY, jitter);
-                policy.not_before = Some(now + pause);
-            }
-        }
+            Written::Conflict(declared) => declared,
+            Written::Gone | Written::Failed => None,
+        };
         policy.mark(now);
         if let Some(declared) = fresh {
             self.apply(*declared, nodes, now);
@@ -321,10 +288,7 @@ impl Policy {
             selector,
             steps: Steps::default(),
             completed: None,
-            writing: false,
-            last_write: None,
-            write_failures: 0,
-            not_before: None,
+            writes: StatusWrites::default(),
             due: None,
             looked: None,
             declared,
@@ -396,7 +360,7 @@ impl Policy {
             window: spec.schedule.as_ref().and_then(|s| s.window.as_ref()),
             invalid: self.invalid(),
             complete: self.completed.as_ref() == Some(&self.revision),
-            last_write: self.last_write,
+            last_write: self.writes.last,
         };
         let (counts, hold) = if spec.enforces() {
             rollout::proceed(&terms, room, &mut rollout, turn, moment, wake)
@@ -437,12 +401,6 @@ impl Policy {
             }
         }
         None
-    }
-
-    fn may_write_at(&self, now: Instant, urgent: bool) -> Instant {
-        let due = pace::due(self.last_write, now, self.seats.len(), urgent);
-        self.not_before
-            .map_or(due, |not_before| due.max(not_before))
     }
 
     /// To be looked at again, together with what else changes just now.

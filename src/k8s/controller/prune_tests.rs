@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::board::{Board, Effect};
 use super::notes::Note;
-use super::prune::PolicyWritten;
+use super::status_writes::Written;
 use crate::k8s::api::{
     ALL, ImagePrunePolicy, ImagePrunePolicyStatus, NodeImageCache, PruneReport, PruneState, slot,
 };
@@ -158,9 +158,9 @@ impl World {
                 let written = if object.metadata.resource_version.as_ref() == Some(&write.version) {
                     object.metadata.resource_version = Some(self.version.to_string());
                     object.status = Some(write.status.clone());
-                    PolicyWritten::Done(Box::new(object.clone().into()))
+                    Written::Done(Box::new(object.clone().into()))
                 } else {
-                    PolicyWritten::Conflict(Some(Box::new(object.clone().into())))
+                    Written::Conflict(Some(Box::new(object.clone().into())))
                 };
                 let more = self.board.policy_written(&write, written, self.now);
                 more.into_iter().for_each(|effect| self.carry_out(effect));

@@ -13,7 +13,7 @@ use super::failures::Failures;
 use super::gate;
 use super::lookups::Known;
 use super::nodes::Nodes;
-use super::pace::{self, write_cost};
+use super::pace::write_cost;
 use super::prepull::Prepull;
 use super::revision::{Next, admitted, is_current, next};
 use super::rollout::{self, Hold, Moment, Room, Terms, Turn, Wake};
@@ -67,7 +67,7 @@ impl Board {
     ) -> Option<Instant> {
         let mut wake = Wake(None);
         self.ask(number, prepull, now, effects, &mut wake);
-        if prepull.writing {
+        if prepull.writes.under_way {
             return wake.0;
         }
         let mut known = prepull.lookups.known();
@@ -101,15 +101,8 @@ impl Board {
         if difference == Difference::None {
             return wake.0;
         }
-        let due = pace::due(
-            prepull.last_write,
-            now,
-            prepull.seats.len(),
-            difference == Difference::Turn,
-        );
-        let due = prepull
-            .not_before
-            .map_or(due, |not_before| due.max(not_before));
+        let urgent = difference == Difference::Turn;
+        let due = prepull.writes.due(now, prepull.seats.len(), urgent);
         if due > now {
             wake.at(due);
             return wake.0;
@@ -123,7 +116,7 @@ impl Board {
             return wake.0;
         }
         self.writing += 1;
-        prepull.writing = true;
+        prepull.writes.under_way = true;
         effects.push(Effect::Write(Box::new(Write {
             prepull: number,
             key: prepull.declared.key.clone(),
@@ -252,7 +245,7 @@ fn plan(
         window: spec.window.as_ref(),
         invalid: invalid(prepull),
         complete: revision.is_some() && prepull.completed.as_ref() == revision,
-        last_write: prepull.last_write,
+        last_write: prepull.writes.last,
     };
     let (counts, hold) = match &mut rollout {
         None => {

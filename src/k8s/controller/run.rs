@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::board::{Board, Effect, Gather, Gathered, Write, Written};
-use super::declared::{Key, Kind};
+use super::board::{Board, Effect, Gather, Gathered, Write};
+use super::declared::{Declared, Key, Kind};
 use super::desk::{Answer, Errand, Question};
 use super::gate::Opening;
 use super::gather;
@@ -21,9 +21,10 @@ use super::leader::Election;
 use super::malformed::Fault;
 use super::metrics::Metrics;
 use super::notes::Note;
-use super::prune::{PolicyWrite, PolicyWritten};
+use super::prune::{self, PolicyWrite};
 use super::seam::{ResolveFailure, Resolver};
 use super::send::{self, Herald};
+use super::status_writes::Written;
 use super::watch::{Name, Object, Seen, Source, watches};
 use crate::k8s::api::reason;
 use crate::lifecycle::{Check, Shutdown};
@@ -60,8 +61,8 @@ pub struct Controller {
 
 /// Work under way that ended.
 enum Done {
-    Written(Box<Write>, Written),
-    PolicyWritten(Box<PolicyWrite>, PolicyWritten),
+    Written(Box<Write>, Written<Declared>),
+    PolicyWritten(Box<PolicyWrite>, Written<prune::Declared>),
     Gathered(Gather, Gathered),
     Condemned(Fault, bool),
     Answered(Question, Answer, Duration),
@@ -377,25 +378,13 @@ impl Work {
         let metrics = &self.controller.metrics;
         match done {
             Ok(Done::Written(write, written)) => {
-                let result = match &written {
-                    Written::Done(_) => "done",
-                    Written::Conflict(_) => "conflict",
-                    Written::Gone => "gone",
-                    Written::Failed => "failed",
-                };
-                metrics.wrote("prepulls", result);
+                metrics.wrote("prepulls", written.as_str());
                 for effect in self.board.written(&write, written, now) {
                     self.carry_out(effect);
                 }
             }
             Ok(Done::PolicyWritten(write, written)) => {
-                let result = match &written {
-                    PolicyWritten::Done(_) => "done",
-                    PolicyWritten::Conflict(_) => "conflict",
-                    PolicyWritten::Gone => "gone",
-                    PolicyWritten::Failed => "failed",
-                };
-                metrics.wrote("imageprunepolicies", result);
+                metrics.wrote("imageprunepolicies", written.as_str());
                 for effect in self.board.policy_written(&write, written, now) {
                     self.carry_out(effect);
                 }

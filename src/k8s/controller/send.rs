@@ -12,13 +12,14 @@ use kube::{Api, Client, Resource};
 use serde_json::json;
 use tokio::time::timeout;
 
-use super::board::{Write, Written};
+use super::board::Write;
 use super::declared::{Declared, Kind};
 use super::gate::Opening;
 use super::malformed::Fault;
 use super::notes::Note;
 use super::pace::Bucket;
-use super::prune::{PolicyWrite, PolicyWritten};
+use super::prune::{self, PolicyWrite};
+use super::status_writes::Written;
 use crate::k8s::api::{
     CONTROLLER_MANAGER, CONTROLLER_NAME, ClusterImagePrepull, GROUP, ImagePrepull,
     ImagePrunePolicy, VERSION,
@@ -35,7 +36,7 @@ const NOTES_PER_SECOND: f64 = 1.0;
 const NOTES_AT_ONCE: f64 = 50.0;
 
 /// Applies a status to the very version that it was made from: a leader that is none any more is refused.
-pub(super) async fn write(client: &Client, write: &Write) -> Written {
+pub(super) async fn write(client: &Client, write: &Write) -> Written<Declared> {
     match write.key.kind {
         Kind::Cluster => {
             let api: Api<ClusterImagePrepull> = Api::all(client.clone());
@@ -49,7 +50,7 @@ pub(super) async fn write(client: &Client, write: &Write) -> Written {
 }
 
 /// Applies a status of a prune policy, in the same way.
-pub(super) async fn write_policy(client: &Client, write: &PolicyWrite) -> PolicyWritten {
+pub(super) async fn write_policy(client: &Client, write: &PolicyWrite) -> Written<prune::Declared> {
     let api: Api<ImagePrunePolicy> = Api::all(client.clone());
     let object = json!({
         "apiVersion": format!("{GROUP}/{VERSION}"),
@@ -62,17 +63,10 @@ pub(super) async fn write_policy(client: &Client, write: &PolicyWrite) -> Policy
         "status": write.status,
     });
     let what = format!("ImagePrunePolicy {}", write.name);
-    match patch(&api, &write.name, &what, &object).await {
-        Patched::Done(object) => PolicyWritten::Done(Box::new((*object).into())),
-        Patched::Conflict(object) => {
-            PolicyWritten::Conflict(object.map(|object| Box::new((*object).into())))
-        }
-        Patched::Gone => PolicyWritten::Gone,
-        Patched::Failed => PolicyWritten::Failed,
-    }
+    patch(&api, &write.name, &what, &object).await.of()
 }
 
-async fn apply<K>(api: &Api<K>, write: &Write) -> Written
+async fn apply<K>(api: &Api<K>, write: &Write) -> Written<Declared>
 where
     K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
     Declared: From<K>,
@@ -93,25 +87,11 @@ where
         "metadata": metadata,
         "status": write.status,
     });
-    match patch(api, &write.key.name, &write.key.to_string(), &object).await {
-        Patched::Done(object) => Written::Done(Box::new((*object).into())),
-        Patched::Conflict(object) => {
-            Written::Conflict(object.map(|object| Box::new((*object).into())))
-        }
-        Patched::Gone => Written::Gone,
-        Patched::Failed => Written::Failed,
-    }
+    let what = write.key.to_string();
+    patch(api, &write.key.name, &what, &object).await.of()
 }
 
-/// How a write ended, with the object as it is now.
-enum Patched<K> {
-    Done(Box<K>),
-    Conflict(Option<Box<K>>),
-    Gone,
-    Failed,
-}
-
-async fn patch<K>(api: &Api<K>, name: &str, what: &str, object: &serde_json::Value) -> Patched<K>
+async fn patch<K>(api: &Api<K>, name: &str, what: &str, object: &serde_json::Value) -> Written<K>
 where
     K: Clone + std::fmt::Debug + serde::de::DeserializeOwned,
 {
@@ -119,19 +99,19 @@ where
     let patch = Patch::Apply(object);
     let request = api.patch_status(name, &parameters, &patch);
     match timeout(REQUEST, request).await {
-        Ok(Ok(object)) => Patched::Done(Box::new(object)),
+        Ok(Ok(object)) => Written::Done(Box::new(object)),
         Ok(Err(kube::Error::Api(status))) if status.is_conflict() => {
             let fresh = timeout(REQUEST, api.get_opt(name)).await;
             match fresh {
-                Ok(Ok(Some(object))) => Patched::Conflict(Some(Box::new(object))),
-                Ok(Ok(None)) => Patched::Gone,
-                _ => Patched::Conflict(None),
+                Ok(Ok(Some(object))) => Written::Conflict(Some(Box::new(object))),
+                Ok(Ok(None)) => Written::Gone,
+                _ => Written::Conflict(None),
             }
         }
-        Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Patched::Gone,
+        Ok(Err(kube::Error::Api(status))) if status.is_not_found() => Written::Gone,
         Ok(Err(error)) => {
             tracing::warn!(object = what, err = %error, "Status was not written");
-            Patched::Failed
+            Written::Failed
         }
         Err(_) => {
             tracing::warn!(
@@ -139,7 +119,7 @@ where
                 err = "the API server did not answer in time",
                 "Status was not written"
             );
-            Patched::Failed
+            Written::Failed
         }
     }
 }
