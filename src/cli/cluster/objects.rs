@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Api, ListParams};
 use kube::{Client, Resource};
 use serde::de::DeserializeOwned;
@@ -116,6 +117,17 @@ impl Objects {
             .filter_map(|node| node.metadata.name)
             .collect())
     }
+}
+
+/// The condition of a type, where it has that status.
+pub(super) fn find_condition<'a>(
+    conditions: &'a [Condition],
+    type_: &str,
+    status: &str,
+) -> Option<&'a Condition> {
+    conditions
+        .iter()
+        .find(|condition| condition.type_ == type_ && condition.status == status)
 }
 
 /// A whole list, page by page.

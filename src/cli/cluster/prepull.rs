@@ -13,7 +13,7 @@ use serde_json::json;
 use tokio::time::timeout;
 
 use super::Globals;
-use super::objects::{Objects, fault};
+use super::objects::{Objects, fault, find_condition};
 use crate::cli::Done;
 use crate::cli::failure::Failure;
 use crate::cli::output::{Format, familiar, say};
@@ -263,10 +263,7 @@ fn show(line: &str, terminal: bool) -> io::Result<()> {
 }
 
 fn progress(status: &PrepullStatus) -> String {
-    let unresolved = status
-        .conditions
-        .iter()
-        .find(|condition| condition.type_ == condition::RESOLVED && condition.status == "False");
+    let unresolved = find_condition(&status.conditions, condition::RESOLVED, "False");
     if let Some(condition) = unresolved {
         return format!("not resolved, {}: {}", condition.reason, condition.message);
     }
@@ -285,12 +282,7 @@ fn end(status: &PrepullStatus, generation: i64) -> Option<Result<(), String>> {
     if status.observed_generation.unwrap_or(0) < generation {
         return None;
     }
-    let is = |kind: &str, value: &str| {
-        status
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == kind && condition.status == value)
-    };
+    let is = |kind: &str, value: &str| find_condition(&status.conditions, kind, value);
     if is(condition::READY, "True").is_some() {
         return Some(Ok(()));
     }

@@ -1,10 +1,9 @@
 //! `kubectl larder status`.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use serde::Serialize;
 
 use super::Globals;
-use super::objects::{Objects, Prepull};
+use super::objects::{Objects, Prepull, find_condition};
 use crate::cli::Done;
 use crate::cli::failure::Failure;
 use crate::cli::output::{count, facts, familiar, say, short, table, wrapped};
@@ -128,12 +127,8 @@ fn nodes(caches: &[NodeImageCache]) -> Nodes {
         ..Nodes::default()
     };
     for status in caches.iter().filter_map(|cache| cache.status.as_ref()) {
-        let is = |kind: &str, value: &str| {
-            status
-                .conditions
-                .iter()
-                .any(|condition| condition.type_ == kind && condition.status == value)
-        };
+        let is =
+            |kind: &str, value: &str| find_condition(&status.conditions, kind, value).is_some();
         nodes.ready += usize::from(is(condition::READY, "True"));
         nodes.disk_pressure += usize::from(is(condition::DISK_PRESSURE, "True"));
         nodes.unhealthy += usize::from(is(condition::STORE_HEALTHY, "False"));
@@ -194,12 +189,6 @@ fn state(prepull: &Prepull) -> (&'static str, String, String) {
         let message = "the controller has not looked at the spec yet".to_owned();
         return ("Pending", String::new(), message);
     }
-    let find = |kind: &str, value: &str| -> Option<&Condition> {
-        status
-            .conditions
-            .iter()
-            .find(|condition| condition.type_ == kind && condition.status == value)
-    };
     let table = [
         (condition::STALLED, "True", "Stalled"),
         (condition::RESOLVED, "False", "Unresolved"),
@@ -208,7 +197,7 @@ fn state(prepull: &Prepull) -> (&'static str, String, String) {
         (condition::READY, "False", "NotReady"),
     ];
     for (kind, value, word) in table {
-        if let Some(condition) = find(kind, value) {
+        if let Some(condition) = find_condition(&status.conditions, kind, value) {
             return (word, condition.reason.clone(), condition.message.clone());
         }
     }
@@ -362,6 +351,8 @@ fn details(view: &View) -> String {
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+
     use super::*;
     use crate::k8s::api::{NodeCounts, PrepullFailure, PrepullStatus, SharedPrepullSpec};
 

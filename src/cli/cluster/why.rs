@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use super::Globals;
 use super::agents::{Chosen, ask};
-use super::objects::{Objects, Prepull};
+use super::objects::{Objects, Prepull, find_condition};
 use crate::cli::Done;
 use crate::cli::client::images_client;
 use crate::cli::failure::Failure;
@@ -237,9 +237,8 @@ fn claim(subject: &Subject<'_>, prepull: &Prepull) -> Claim {
             of(true, &format!("{:?}", held.state), reason)
         }
         (_, None) => {
-            let unresolved = prepull.status.conditions.iter().find(|condition| {
-                condition.type_ == condition::RESOLVED && condition.status == "False"
-            });
+            let unresolved =
+                find_condition(&prepull.status.conditions, condition::RESOLVED, "False");
             let reason = unresolved.map_or_else(
                 || "the controller has not looked up its digests yet".to_owned(),
                 |condition| format!("{}: {}", condition.reason, condition.message),

@@ -12,7 +12,7 @@ use super::prune::Declared;
 use super::rollout::Hold;
 use super::seats::Seats;
 use super::status::Difference;
-use super::verdict::{self, Verdict, find, stalled, turns};
+use super::verdict::{self, Verdict, counted, find, stalled, turns};
 use super::wave::{Counts, Progress};
 use crate::k8s::api::{
     ImagePrunePolicyStatus, PruneCounts, PruneMode, PrunedImage, RolloutStatus, condition, reason,
@@ -116,16 +116,9 @@ fn ready(facts: &Facts<'_>, status: &ImagePrunePolicyStatus) -> Verdict {
         desired,
         ready,
         failed,
-        unreachable,
         ..
     } = facts.counts;
-    let mut message = format!("{ready} of {desired} nodes finished a run");
-    if failed > 0 {
-        message.push_str(&format!(", {failed} failed"));
-    }
-    if unreachable > 0 {
-        message.push_str(&format!(", {unreachable} unreachable"));
-    }
+    let mut message = counted(&facts.counts, "finished a run");
     match facts.declared.spec.mode {
         PruneMode::DryRun => message.push_str(&format!(
             "; mode DryRun removes nothing, {} images would go",

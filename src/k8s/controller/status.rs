@@ -6,7 +6,7 @@ use k8s_openapi::jiff::Timestamp;
 use super::lookups::{ImageFault, Known};
 use super::revision::is_current;
 use super::rollout::Hold;
-use super::verdict::{self, Verdict, stalled, turns};
+use super::verdict::{self, Verdict, counted, stalled, turns};
 use super::wave::Counts;
 use crate::k8s::api::{
     NodeCounts, PrepullFailure, PrepullStatus, ResolvedImage, RolloutStatus, condition, reason,
@@ -129,16 +129,9 @@ fn ready(facts: &Facts<'_>) -> Verdict {
         desired,
         ready,
         failed,
-        unreachable,
         ..
     } = facts.counts;
-    let mut message = format!("{ready} of {desired} nodes hold the images");
-    if failed > 0 {
-        message.push_str(&format!(", {failed} failed"));
-    }
-    if unreachable > 0 {
-        message.push_str(&format!(", {unreachable} unreachable"));
-    }
+    let mut message = counted(&facts.counts, "hold the images");
     let (status, reason) = if desired == 0 {
         message = "no node is chosen".to_owned();
         ("True", reason::NO_NODES)

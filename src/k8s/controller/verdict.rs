@@ -50,6 +50,20 @@ pub(super) fn turns(conditions: &[Condition]) -> Vec<(String, String, String)> {
     conditions.iter().map(turn).collect()
 }
 
+/// How many nodes did what was asked for, and what of the others.
+pub(super) fn counted(counts: &Counts, did: &str) -> String {
+    let mut text = format!("{} of {} nodes {did}", counts.ready, counts.desired);
+    for (number, word) in [
+        (counts.failed, "failed"),
+        (counts.unreachable, "unreachable"),
+    ] {
+        if number > 0 {
+            text.push_str(&format!(", {number} {word}"));
+        }
+    }
+    text
+}
+
 /// `Progressing` of a rollout that is of the present spec.
 pub(super) fn progressing(counts: &Counts, hold: &Hold) -> Verdict {
     let Counts {
