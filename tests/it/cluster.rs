@@ -32,7 +32,8 @@ fn pod(name: &str, pool: &str) -> String {
             "nodeSelector": {"pool": pool},
             "containers": [{
                 "name": "shell", "image": "bed.local/busybox:1", "imagePullPolicy": "Never",
-                "command": ["sh", "-c", "echo started; sleep 1000"],
+                "command": ["sh", "-c", "echo started; touch /started; sleep 1000"],
+                "readinessProbe": {"exec": {"command": ["test", "-e", "/started"]}, "periodSeconds": 1},
             }],
         },
     })

@@ -76,15 +76,16 @@ fn pods_run_from_the_store_as_their_policies_say() {
 
     // An image as a volume.
     let volume = json!({
+        "restartPolicy": "Never",
         "containers": [{
             "name": "main", "image": "bed.local/busybox:1", "imagePullPolicy": "IfNotPresent",
-            "command": ["sh", "-c", "cat /page/www/index.html; touch /page/x; sleep 1000"],
+            "command": ["sh", "-c", "cat /page/www/index.html; ! touch /page/x 2>&1"],
             "volumeMounts": [{"name": "page", "mountPath": "/page"}],
         }],
         "volumes": [{"name": "page", "image": {"reference": "bed.local/server:2", "pullPolicy": "IfNotPresent"}}],
     });
     apply(pod("volume", "", "", &volume));
-    runs("volume");
+    cluster.wait_for("jsonpath={.status.phase}=Succeeded", &["pod", "volume"]);
     let log = cluster.kubectl(&["logs", "volume"]).ok();
     assert!(
         log.starts_with("two\n") && log.contains("Read-only"),
