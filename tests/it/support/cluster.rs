@@ -251,10 +251,20 @@ impl Cluster {
         names
             .iter()
             .map(|name| {
-                // A new node carries a taint until the controller manager has seen that it is ready.
-                let node = self.watch(&["node", name], |node| {
-                    node["spec"]["taints"].as_array().is_none_or(Vec::is_empty)
+                // A new node carries a taint until the controller manager has seen that it is ready. It looks at a node
+                // when the node changes, and may have done so too early.
+                let bare = |node: &Value| {
+                    let taints = node["spec"]["taints"].as_array();
+                    taints.is_none_or(Vec::is_empty)
+                };
+                let seen = (0..6).find_map(|_| {
+                    let seen = self.watch_for("20s", &["node", name], bare).ok();
+                    if seen.is_none() {
+                        self.set_ready(&[name], true);
+                    }
+                    seen
                 });
+                let node = seen.unwrap_or_else(|| self.watch(&["node", name], bare));
                 node["metadata"]["uid"].as_str().unwrap().to_owned()
             })
             .collect()
@@ -263,7 +273,7 @@ impl Cluster {
     /// What the kubelets of these nodes would report.
     pub(crate) fn set_ready(&self, nodes: &[&str], ready: bool) {
         let status = if ready { "True" } else { "False" };
-        let now = "2026-01-01T00:00:00Z";
+        let now = jiff::Timestamp::now().to_string();
         for name in nodes {
             let condition = json!({
                 "type": "Ready", "status": status, "reason": "Test", "message": "",
@@ -313,7 +323,18 @@ impl Cluster {
 
     /// Watches one object (`["node", "a"]`, `["prepull", "x", "-n", "y"]`) until `done`; the object as it was then.
     pub(crate) fn watch(&self, object: &[&str], done: impl Fn(&Value) -> bool) -> Value {
-        let timeout = format!("--request-timeout={PATIENCE}");
+        self.watch_for(PATIENCE, object, done)
+            .unwrap_or_else(|last| panic!("{object:?} did not come to be as expected: {last:#}"))
+    }
+
+    /// As [`Self::watch`], for so long; else the object as it was last.
+    fn watch_for(
+        &self,
+        patience: &str,
+        object: &[&str],
+        done: impl Fn(&Value) -> bool,
+    ) -> Result<Value, Value> {
+        let timeout = format!("--request-timeout={patience}");
         let mut watching = self
             .command(&self.kubeconfig())
             .arg("get")
@@ -336,8 +357,7 @@ impl Cluster {
         }
         let _ = watching.kill();
         let _ = watching.wait();
-        assert!(found, "{object:?} did not come to be as expected: {last:#}");
-        last
+        if found { Ok(last) } else { Err(last) }
     }
 
     /// `kubectl wait --for=FOR OBJECT`.
