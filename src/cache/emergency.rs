@@ -87,10 +87,17 @@ impl Cache {
             return Ok(None);
         }
         let _one = self.inner.pruning.lock().await;
+        let kept = self.free_kept(target).await?;
         let (mut images, disk) = self.candidates(Cause::Emergency).await?;
         if disk.available >= target {
-            // Somebody else made room while this waited.
-            return Ok(None);
+            // Or somebody else made room while this waited.
+            let enough = Emergency {
+                at: Timestamp::now(),
+                images: 0,
+                freed_bytes: kept,
+                short_bytes: 0,
+            };
+            return Ok((kept > 0).then_some(enough));
         }
         if !pods_wait {
             for image in &mut images {
@@ -110,7 +117,7 @@ impl Cache {
         let emergency = Emergency {
             at: Timestamp::now(),
             images: done.plan.remove.len() as u64,
-            freed_bytes: done.plan.free_bytes,
+            freed_bytes: done.plan.free_bytes.saturating_add(kept),
             short_bytes,
         };
         if short_bytes > 0 {
@@ -125,6 +132,22 @@ impl Cache {
         }
         self.watch().last = Some(emergency.clone());
         Ok(Some(emergency))
+    }
+
+    /// What the mirror keeps goes before any image: a registry has it. Returns the bytes that went.
+    async fn free_kept(&self, target: u64) -> Result<u64, Error> {
+        let available = self.space().await?.available;
+        let wanted = target.saturating_sub(available);
+        if wanted == 0 {
+            return Ok(0);
+        }
+        let store = self.inner.store.clone();
+        let subject = self.root().display().to_string();
+        let freed = self
+            .inner
+            .threads
+            .block(&subject, move || store.free_kept(wanted));
+        freed.await?.map_err(|error| Error::store(subject, error))
     }
 
     /// Looks at the disk: others fill it too.

@@ -119,6 +119,14 @@ pub enum Error {
         /// Why not.
         cause: String,
     },
+    /// The registry does not answer, and nobody who shows this has proven anything to it.
+    #[error(
+        "{reference}: the registry does not answer; show credentials that it took before, or try again later"
+    )]
+    Unproven {
+        /// What was asked for.
+        reference: String,
+    },
     /// A caller's argument cannot be.
     #[error("{0}")]
     Invalid(String),
@@ -199,6 +207,7 @@ impl Error {
             Error::InUse { .. } | Error::UsersUnknown { .. } => ErrorKind::Busy,
             Error::InsufficientSpace { .. } => ErrorKind::NoSpace,
             Error::Internal { .. } => ErrorKind::Internal,
+            Error::Unproven { .. } => ErrorKind::Unauthenticated,
             Error::Runtime { .. } => ErrorKind::Unsupported,
         }
     }

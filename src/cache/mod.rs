@@ -8,11 +8,13 @@ mod emergency;
 mod error;
 mod gate;
 mod inspect;
+mod keep;
 mod leases;
 mod metrics;
 mod names;
 mod prune;
 mod pull;
+mod relay;
 mod request;
 mod room;
 mod settle;
@@ -42,6 +44,7 @@ use crate::store;
 
 use declared::Declared;
 use gate::Gate;
+use keep::Keeping;
 use leases::{HeldLease, Parked};
 use names::{Patterns, Query, Scope};
 use threads::Threads;
@@ -56,9 +59,11 @@ pub use declared::Declaration;
 pub use emergency::Emergency;
 pub use error::{Error, ErrorKind};
 pub use inspect::{ImageDetails, LayerView};
+pub use keep::Keep;
 pub use metrics::Metrics;
 pub use prune::{Cause, Pruned, starts_pods};
 pub use pull::Pull;
+pub use relay::{Asked, Grant, Origin, Relay, Relayed, RelayedManifest};
 pub use request::{Background, Priority, PullRequest, Traffic, Visibility};
 pub use settle::{Settle, Settled};
 pub use shown::Shown;
@@ -216,6 +221,7 @@ struct Inner {
     shutdown: CancellationToken,
     flights: pull::Flights,
     downloads: pull::Downloads,
+    keeping: Keeping,
     /// Says which layer may be fetched now.
     gate: Gate,
     pulls: Semaphore,
@@ -266,6 +272,7 @@ impl Cache {
             background.throttle_all,
             metrics.clone(),
         );
+        let keeping = Keeping::default();
         let inner = Inner {
             pinned: Patterns::new(&config.pinned),
             declared: RwLock::default(),
@@ -276,7 +283,9 @@ impl Cache {
                 tracker.clone(),
                 shutdown.clone(),
                 gate.clone(),
+                keeping.clone(),
             ),
+            keeping,
             gate,
             pulls: Semaphore::new(MAX_PULLS),
             background_pulls: Semaphore::new(MAX_BACKGROUND_PULLS),

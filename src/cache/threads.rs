@@ -35,12 +35,14 @@ impl Threads {
         })
     }
 
+    /// Runs blocking work that nobody waits for.
+    pub(super) fn aside(&self, work: impl FnOnce() + Send + 'static) {
+        drop(self.tracker.spawn_blocking_on(work, &self.handle));
+    }
+
     /// Lets go of something whose drop may block.
     pub(super) fn dispose(&self, thing: impl Send + 'static) {
-        drop(
-            self.tracker
-                .spawn_blocking_on(move || drop(thing), &self.handle),
-        );
+        self.aside(move || drop(thing));
     }
 
     /// Runs long blocking work on an OS thread of its own. The receiver errs if the thread panics.

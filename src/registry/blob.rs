@@ -11,7 +11,7 @@ use super::error::Tally;
 use super::hosts::Host;
 use super::resolve::{Ask, PAGE, is_page, verify};
 use super::{Error, ErrorClass, Repository, redact, retry};
-use crate::image::Descriptor;
+use crate::image::{Descriptor, Digest};
 
 /// Breaks in one transfer, however much each attempt brought.
 const MAX_RESUMES: u32 = 256;
@@ -53,9 +53,48 @@ pub struct BlobStream {
 impl Repository {
     /// A blob as a stream that resumes by itself.
     pub async fn blob(&self, descriptor: &Descriptor) -> Result<BlobStream, Error> {
-        let mut stream = self.stream(descriptor, self.sources());
+        self.blob_from(&descriptor.digest, descriptor.size, 0).await
+    }
+
+    /// As [`Repository::blob`], without the first bytes. `first` is less than `size`, or both are 0.
+    pub async fn blob_from(
+        &self,
+        digest: &Digest,
+        size: u64,
+        first: u64,
+    ) -> Result<BlobStream, Error> {
+        let mut stream = self.stream(digest, size, self.sources());
+        stream.offset = first;
+        stream.paced.1 = first;
         stream.open().await?;
         Ok(stream)
+    }
+
+    /// Size of a blob in bytes, by HEAD: also a proof that these credentials may read it in this repository.
+    pub async fn blob_size(&self, digest: &Digest) -> Result<u64, Error> {
+        let subject = format!("{}@{digest}", self.name());
+        let ask = Ask {
+            subject: &subject,
+            kind: "blob",
+            method: Method::HEAD,
+            path: format!("blobs/{digest}"),
+            accept: "*/*",
+            from: 0,
+        };
+        let mut tally = Tally::default();
+        for (host, last) in self.order(|host| host.pull) {
+            match self.request(host, &ask, last).await {
+                Ok(answer) => match answer.length() {
+                    Some(size) => return Ok(size),
+                    None => tally.add(Error::new(
+                        ErrorClass::Protocol,
+                        format!("{subject}: {} tells no size of the blob", host.name),
+                    )),
+                },
+                Err(error) => tally.add(error),
+            }
+        }
+        Err(tally.into_error(&subject))
     }
 
     /// The hosts that may serve blobs, those that answered of late first.
@@ -64,13 +103,13 @@ impl Repository {
         order.into_iter().map(|(host, _)| host.clone()).collect()
     }
 
-    fn stream(&self, descriptor: &Descriptor, hosts: Vec<Host>) -> BlobStream {
+    fn stream(&self, digest: &Digest, size: u64, hosts: Vec<Host>) -> BlobStream {
         BlobStream {
             repository: self.clone(),
             hosts,
-            subject: format!("{}@{}", self.name(), descriptor.digest),
-            digest: descriptor.digest.to_string(),
-            size: descriptor.size,
+            subject: format!("{}@{digest}", self.name()),
+            digest: digest.to_string(),
+            size,
             offset: 0,
             skip: 0,
             at: 0,
@@ -99,7 +138,7 @@ impl Repository {
         let mut tally = Tally::default();
         let mut hosts = self.sources();
         while !hosts.is_empty() {
-            let mut stream = self.stream(descriptor, hosts.clone());
+            let mut stream = self.stream(&descriptor.digest, descriptor.size, hosts.clone());
             match stream.whole().await {
                 Err(error) => {
                     tally.add(error);

@@ -48,6 +48,9 @@ pub struct Config {
     pub max_retry_after: Duration,
     /// Sent with each request.
     pub user_agent: String,
+    /// Port of loopback where this process itself serves what registries have: hosts that lead there are left out, or it
+    /// would ask itself.
+    pub own_port: Option<u16>,
 }
 
 impl Default for Config {
@@ -59,6 +62,7 @@ impl Default for Config {
             attempts: 5,
             max_retry_after: Duration::from_secs(60),
             user_agent: concat!("larder/", env!("CARGO_PKG_VERSION")).to_owned(),
+            own_port: None,
         }
     }
 }
@@ -136,7 +140,21 @@ impl Client {
     /// Reads the hosts configuration for a reference. Reads files: not for the async runtime's own threads.
     pub fn repository(&self, reference: &Reference, access: Access) -> Result<Repository, Error> {
         let dirs = &self.transport.config.hosts_dirs;
-        let hosts = hosts::for_domain(dirs, reference.domain(), access.plain_http)?;
+        let mut hosts = hosts::for_domain(dirs, reference.domain(), access.plain_http)?;
+        if let Some(port) = self.transport.config.own_port {
+            let is_own =
+                |host: &Host| host.is_loopback() && host.base.port_or_known_default() == Some(port);
+            hosts.retain(|host| !is_own(host));
+            if hosts.is_empty() {
+                return Err(Error::new(
+                    ErrorClass::Config,
+                    format!(
+                        "{}: this is larder's own mirror, not a registry: name the registry that it stands in for",
+                        redact::text(reference.domain())
+                    ),
+                ));
+            }
+        }
         Ok(Repository {
             transport: Arc::clone(&self.transport),
             hosts: hosts.into(),
@@ -148,8 +166,13 @@ impl Client {
 }
 
 impl Repository {
-    /// `domain/path`, for messages.
-    fn name(&self) -> String {
+    /// The registry's domain, as references have it.
+    pub fn domain(&self) -> &str {
+        &self.domain
+    }
+
+    /// `domain/path`.
+    pub fn name(&self) -> String {
         format!("{}/{}", self.domain, self.path)
     }
 }

@@ -62,4 +62,28 @@ impl Store {
     pub fn blob(&self, digest: &Digest) -> Result<Option<Bytes>, Error> {
         self.inner.read_blob(digest)
     }
+
+    /// As [`Store::blob`], of images only that have a name in a registry's domain. Blocking.
+    ///
+    /// # Errors
+    /// As [`Store::blob`].
+    pub fn blob_of(&self, digest: &Digest, domain: &str) -> Result<Option<Bytes>, Error> {
+        let known = {
+            let state = self.inner.state();
+            let visible = state.records.visible();
+            let named = |id| {
+                let names = visible.get(id).into_iter().flat_map(|image| &image.names);
+                names
+                    .filter_map(|name| name.name.strip_prefix(domain))
+                    .any(|rest| rest.starts_with('/'))
+            };
+            let mut rows = state.records.images.iter();
+            rows.any(|(id, row)| row.blobs.contains(digest) && named(id))
+        };
+        if known {
+            self.inner.read_blob(digest)
+        } else {
+            Ok(None)
+        }
+    }
 }

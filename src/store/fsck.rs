@@ -47,6 +47,7 @@ impl Store {
         inner.verify_layers(&rows, &mut report, progress)?;
         let unused = inner.verify_images(&mut report, repair)?;
         inner.report_orphans(&mut report, repair)?;
+        inner.verify_kept(&mut report)?;
         inner.sweep(&unused)?;
         inner.metrics.found(&report);
         inner.metrics.took("fsck", began.elapsed());

@@ -7,6 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use crate::image::{DiffId, Digest};
 
+use super::KeptName;
+
 /// Bytes of a layer's hash that name its mount point: enough that no two layers share one, and so few that the options
 /// of an overlay of 130 layers fit into the page that mount(2) takes.
 const MOUNT_NAME: usize = 15;
@@ -68,6 +70,16 @@ impl Layout {
     pub(super) fn blob(&self, digest: &Digest) -> PathBuf {
         self.blob_folder(digest).join(digest.hex())
     }
+    /// Blobs as registries serve them.
+    pub(super) fn kept_blobs(&self) -> PathBuf {
+        self.root.join("kept")
+    }
+    pub(super) fn kept_folder(&self, digest: &Digest) -> PathBuf {
+        self.kept_blobs().join(digest.algorithm().to_string())
+    }
+    pub(super) fn kept_blob(&self, name: &KeptName) -> PathBuf {
+        self.kept_folder(name.digest()).join(name.file())
+    }
     pub(super) fn mounts(&self) -> PathBuf {
         self.root.join("mounts")
     }
@@ -106,13 +118,16 @@ impl Layout {
         self.root.join("staging")
     }
     /// The folders a root has.
-    pub(super) fn folders(&self) -> [PathBuf; 8] {
+    pub(super) fn folders(&self) -> [PathBuf; 11] {
         [
             self.packs(),
             self.layers(),
             self.blobs(),
             self.blobs().join("sha256"),
             self.blobs().join("sha512"),
+            self.kept_blobs(),
+            self.kept_blobs().join("sha256"),
+            self.kept_blobs().join("sha512"),
             self.mounts(),
             self.snapshots(),
             self.staging(),

@@ -81,7 +81,7 @@ impl Metrics {
         let m = metrics.clone();
         add(
             "larder_store_bytes",
-            "Bytes of the store: stored is what it occupies on disk, logical the sum of its layers' contents",
+            "Bytes of the store: stored is what it occupies on disk, logical the sum of its layers' contents, kept what the mirror keeps",
             &|r, n, h| r.register(n, h, m.bytes.clone()),
         );
         add("larder_store_images", "Visible images", &|r, n, h| {
@@ -151,6 +151,11 @@ impl Metrics {
         self.images.set(usage.images);
         self.layers.set(usage.layers);
         self.segments.set(usage.segments);
+    }
+
+    pub(super) fn kept(&self, bytes: u64) {
+        let gauge = self.bytes.get_or_create_owned(&Kind { kind: "kept" });
+        gauge.set(bytes);
     }
 
     pub(super) fn snapshots(&self, counts: &[(SnapshotKind, u64)]) {

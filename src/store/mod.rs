@@ -9,6 +9,7 @@
 //!   layers/<diffid>.erofs    the layer's tree; chunk indexes point into packs
 //!   layers/<diffid>.idx      the extents the layer uses, and the recipe of its tar
 //!   blobs/<algorithm>/<hex>  manifests, indexes, configs
+//!   kept/<algorithm>/<name>  blobs as registries serve them, where a policy keeps them
 //!   snapshots/<id>/{fs,work} what containers write, and what a runtime unpacked itself
 //!   mounts/  staging/        mount points; work in progress, wiped at start
 //! ```
@@ -28,6 +29,7 @@ mod files;
 mod fsck;
 mod idx;
 mod ingest;
+mod kept;
 mod layout;
 mod lease;
 mod lock;
@@ -66,6 +68,7 @@ use records::{Change, Records};
 
 pub use clock::{Clock, ClockRow};
 pub use error::Error;
+pub use kept::{KeptBlob, KeptName, KeptWriter};
 pub use lease::Lease;
 pub use metrics::Metrics;
 pub use sharing::{SharedPart, Sharing};
@@ -93,6 +96,7 @@ struct Inner {
     commit: Mutex<()>,
     state: Mutex<State>,
     occupied: Mutex<usage::Occupied>,
+    kept: Mutex<kept::Kept>,
     /// Moves with what is visible.
     changes: watch::Sender<u64>,
     clock: Mutex<Clock>,
@@ -164,6 +168,7 @@ impl Store {
         }
         // Guards the folders: what is durable in them must be reachable.
         files::sync_folder(&layout.blobs())?;
+        files::sync_folder(&layout.kept_blobs())?;
         files::sync_folder(&root)?;
         let (db, records, damage) = recover::open_database(&layout)?;
         let clock = Clock::resume(records.clock, Reading::take());
@@ -178,6 +183,7 @@ impl Store {
                 ..State::default()
             }),
             occupied: Mutex::default(),
+            kept: Mutex::default(),
             changes: watch::Sender::default(),
             clock: Mutex::new(clock),
             reserve: AtomicU64::new(0),

@@ -61,6 +61,7 @@ impl Inner {
         self.punch_unused()?;
         self.unmount_unused();
         self.recover_snapshots();
+        self.find_kept()?;
         self.measure();
         Ok(())
     }

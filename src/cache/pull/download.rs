@@ -13,10 +13,11 @@ use tokio_util::task::TaskTracker;
 
 use crate::cache::Error;
 use crate::cache::gate::{Gate, LayerPass};
+use crate::cache::keep::{self, Keeping, Tee};
 use crate::cache::threads::Threads;
 use crate::image::{DiffId, Digest};
 use crate::registry::{self, Repository};
-use crate::store::{self, Layer, LayerCounters, Lease, Store};
+use crate::store::{self, KeptName, Layer, LayerCounters, Lease, Store};
 
 use super::pipe::pipe;
 use super::plan::Fetch;
@@ -114,6 +115,7 @@ pub(in crate::cache) struct Downloads {
     tracker: TaskTracker,
     shutdown: CancellationToken,
     gate: Gate,
+    keeping: Keeping,
 }
 
 /// Interest in a download; the last one dropped cancels it.
@@ -179,6 +181,7 @@ impl Downloads {
         tracker: TaskTracker,
         shutdown: CancellationToken,
         gate: Gate,
+        keeping: Keeping,
     ) -> Self {
         Downloads {
             table: Arc::default(),
@@ -187,6 +190,7 @@ impl Downloads {
             tracker,
             shutdown,
             gate,
+            keeping,
         }
     }
 
@@ -302,6 +306,41 @@ impl Downloads {
         }
     }
 
+    /// Ingests a blob that is kept as it came; gives the slot back where it is not.
+    async fn ingest_kept(
+        &self,
+        fetch: &Fetch,
+        name: KeptName,
+        slot: LayerPass,
+        download: &Arc<Download>,
+    ) -> Result<Result<Layer, LayerPass>, Failure> {
+        if self.store.kept_size(&name) != Some(fetch.descriptor.size) {
+            return Ok(Err(slot));
+        }
+        let (downloads, ours) = (self.clone(), download.clone());
+        let source = source(fetch);
+        let ingest = self
+            .threads
+            .dedicated("ingest", move || {
+                let Some(blob) = downloads.store.kept(&name)? else {
+                    return Ok(Err(slot));
+                };
+                let _slot = slot;
+                let lease = downloads.store.lease();
+                let mut reader = blob.reader();
+                let layer = downloads
+                    .store
+                    .ingest(&source, &mut reader, &ours.counters, &lease)?;
+                downloads.hand_over(&source.blob, &ours, &layer);
+                Ok(Ok(layer))
+            })
+            .map_err(|error| Failure::Internal(error.to_string()))?;
+        match ingest.await {
+            Ok(outcome) => outcome.map_err(|error| Failure::Store(Arc::new(error))),
+            Err(_) => Err(panicked(fetch)),
+        }
+    }
+
     /// Reads the blob from the registry into an ingest on a thread of its own.
     async fn transfer(
         &self,
@@ -310,17 +349,25 @@ impl Downloads {
         slot: LayerPass,
         download: &Arc<Download>,
     ) -> Result<Layer, Failure> {
+        let name = KeptName::new(&fetch.descriptor.digest, repository.domain());
+        let slot = match self
+            .ingest_kept(&fetch, name.clone(), slot, download)
+            .await?
+        {
+            Ok(layer) => return Ok(layer),
+            Err(slot) => slot,
+        };
+        let keep = self.keeping.get();
+        let keep = keep.filter(|keep| keep.wants(&repository.name()));
+        let limit = keep.map(|keep| keep.max_bytes);
+        let limit = limit.filter(|limit| fetch.descriptor.size <= *limit);
         let mut stream = tokio::select! {
             biased;
             () = download.cancel.cancelled() => return Err(Failure::Cancelled),
             stream = repository.blob(&fetch.descriptor) => stream.map_err(Failure::Registry)?,
         };
-        let source = store::LayerSource {
-            blob: fetch.descriptor.digest.clone(),
-            size: fetch.descriptor.size,
-            compression: fetch.compression,
-        };
-        let (feed, mut drain) = pipe();
+        let source = source(&fetch);
+        let (feed, drain) = pipe();
         let (downloads, ours) = (self.clone(), download.clone());
         let ingest = self
             .threads
@@ -329,10 +376,20 @@ impl Downloads {
                 let _slot = slot;
                 // Of this thread alone, and released on it: whoever learns of the outcome finds no trace of this lease.
                 let lease = downloads.store.lease();
-                let layer = downloads
-                    .store
-                    .ingest(&source, &mut drain, &ours.counters, &lease)?;
+                let store = &downloads.store;
+                let mut reader = match limit {
+                    Some(_) => Tee::new(drain, store, &name, source.size),
+                    None => Tee::none(drain),
+                };
+                let layer = store.ingest(&source, &mut reader, &ours.counters, &lease)?;
                 downloads.hand_over(&source.blob, &ours, &layer);
+                if let Some((writer, limit)) = reader.kept().zip(limit) {
+                    // The image does not wait until this is durable.
+                    let store = store.clone();
+                    downloads
+                        .threads
+                        .aside(move || keep::finish(writer, &store, limit));
+                }
                 Ok(layer)
             })
             .map_err(|error| Failure::Internal(error.to_string()))?;
@@ -372,12 +429,22 @@ impl Downloads {
             Ok(Err(error)) => {
                 Err(broken.map_or_else(|| Failure::Store(Arc::new(error)), Failure::Registry))
             }
-            Err(_) => Err(Failure::Internal(format!(
-                "the ingest of layer {} panicked",
-                fetch.descriptor.digest
-            ))),
+            Err(_) => Err(panicked(&fetch)),
         }
     }
+}
+
+fn source(fetch: &Fetch) -> store::LayerSource {
+    store::LayerSource {
+        blob: fetch.descriptor.digest.clone(),
+        size: fetch.descriptor.size,
+        compression: fetch.compression,
+    }
+}
+
+fn panicked(fetch: &Fetch) -> Failure {
+    let digest = &fetch.descriptor.digest;
+    Failure::Internal(format!("the ingest of layer {digest} panicked"))
 }
 
 fn lock(table: &Table) -> MutexGuard<'_, State> {

@@ -2,7 +2,7 @@
 
 mod documents;
 mod download;
-mod pipe;
+pub(super) mod pipe;
 mod plan;
 mod progress;
 mod run;

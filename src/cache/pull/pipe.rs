@@ -23,20 +23,20 @@ enum Message {
 }
 
 /// The sending end.
-pub(super) struct Feed {
+pub(in crate::cache) struct Feed {
     to: mpsc::Sender<Message>,
     room: Arc<Semaphore>,
 }
 
 /// The reading end. Without an end from the sender, a read fails: a cancelled transfer is never taken for a whole one.
-pub(super) struct Drain {
+pub(in crate::cache) struct Drain {
     from: mpsc::Receiver<Message>,
     piece: Bytes,
     room: Option<OwnedSemaphorePermit>,
     ended: bool,
 }
 
-pub(super) fn pipe() -> (Feed, Drain) {
+pub(in crate::cache) fn pipe() -> (Feed, Drain) {
     let (to, from) = mpsc::channel(MAX_MESSAGES);
     let room = Arc::new(Semaphore::new(ROOM as usize));
     (
@@ -52,7 +52,7 @@ pub(super) fn pipe() -> (Feed, Drain) {
 
 impl Feed {
     /// Waits for room. False when the reader is gone.
-    pub(super) async fn send(&self, mut bytes: Bytes) -> bool {
+    pub(in crate::cache) async fn send(&self, mut bytes: Bytes) -> bool {
         while bytes.has_remaining() {
             let piece = bytes.split_to(bytes.len().min(MAX_PIECE));
             let units = u32::try_from(piece.len().div_ceil(UNIT))
@@ -69,13 +69,13 @@ impl Feed {
     }
 
     /// All bytes were sent.
-    pub(super) async fn end(self) {
+    pub(in crate::cache) async fn end(self) {
         // A reader that is gone has told why already.
         let _ = self.to.send(Message::End).await;
     }
 
     /// No more bytes will come, for this reason.
-    pub(super) async fn fail(self, error: registry::Error) {
+    pub(in crate::cache) async fn fail(self, error: registry::Error) {
         let _ = self.to.send(Message::Failed(error)).await;
     }
 }

@@ -66,7 +66,7 @@ impl Run<'_> {
         let target = self.inner.store.reserve().saturating_add(bytes);
         let pods_wait = self.request.priority == Priority::Foreground;
         match cache.make_room(target, pods_wait).await {
-            Ok(done) => Ok(done.is_some_and(|done| done.images > 0)),
+            Ok(done) => Ok(done.is_some_and(|done| done.freed_bytes > 0)),
             // The pull is refused for want of space; this is why nothing was done about it.
             Err(error @ Error::UsersUnknown { .. }) => {
                 tracing::warn!(reference = self.reference, err = %error, "No room was made for a pull");

@@ -3,6 +3,7 @@
 mod crash;
 mod damage;
 mod history;
+mod kept;
 mod mounts;
 mod names;
 mod packs;
