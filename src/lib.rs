@@ -13,6 +13,7 @@ pub mod erofs;
 pub mod image;
 pub mod k8s;
 pub mod lifecycle;
+pub mod mirror;
 pub mod prune;
 pub mod registry;
 pub mod runtime;

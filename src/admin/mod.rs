@@ -3,11 +3,11 @@
 //! Reads readiness and the metric registry; changes nothing. Anything else is 404. One listener, bounded connections,
 //! each with a limit on silence.
 
-mod listen;
 mod metrics;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -17,16 +17,30 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use prometheus_client::registry::Registry;
 
-pub use listen::BindError;
 pub use metrics::Metrics;
 
-use crate::lifecycle::{Readiness, Shutdown};
+use crate::lifecycle::{self, ConnectionLimits, Listener, Readiness, Shutdown};
 use crate::telemetry::{self, TextForm};
+
+/// Prometheus, kubelet's probes and a curious person.
+const MAX_CONNECTIONS: usize = 32;
+/// Between requests too: scrapers come back with a new connection.
+const SILENCE: Duration = Duration::from_secs(10);
+const LIMITS: ConnectionLimits = ConnectionLimits {
+    first_bytes: 1,
+    first_within: SILENCE,
+    idle: Some(SILENCE),
+};
+
+/// The address cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}; give another --http, or an empty one for none")]
+pub struct BindError(#[from] lifecycle::BindError);
 
 /// The admin listener, bound and not serving yet.
 #[derive(Debug)]
 pub struct Admin {
-    listener: listen::Listener,
+    listener: Listener,
     address: SocketAddr,
 }
 
@@ -39,7 +53,7 @@ struct Shown {
 impl Admin {
     /// Takes the address; port 0 is any free one.
     pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let listener = listen::Listener::bind(address).await?;
+        let listener = Listener::bind(address, LIMITS, MAX_CONNECTIONS).await?;
         let address = listener.address();
         Ok(Admin { listener, address })
     }

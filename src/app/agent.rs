@@ -4,7 +4,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::config::{AgentArgs, Config, ConfigError, Holder};
-use super::images::NodeImages;
 use super::kube_agent;
 use super::open::Parts;
 use super::process;
@@ -13,6 +12,7 @@ use super::serve::{Checks, LAST_WRITES, Service};
 use crate::admin::{self, Admin};
 use crate::cri;
 use crate::lifecycle::{Readiness, Shutdown, Tasks};
+use crate::mirror::{self, Mirror};
 use crate::runtime::{self, RuntimeContainers, RuntimeImages};
 use crate::telemetry;
 
@@ -41,6 +41,7 @@ pub fn main(args: &AgentArgs) -> Result<ExitCode, ConfigError> {
 pub struct Agent {
     config: Config,
     admin: Option<Admin>,
+    mirror: Option<Mirror>,
     readiness: Readiness,
     checks: Checks,
 }
@@ -49,15 +50,21 @@ pub struct Agent {
 struct Meters {
     calls: cri::Metrics,
     declared: kube_agent::Metrics,
+    mirror: mirror::Metrics,
 }
 
 impl Agent {
-    /// Takes the address of metrics and probes.
-    pub async fn build(config: Config) -> anyhow::Result<Self> {
+    /// Takes the addresses of metrics and probes, and of the mirror.
+    pub async fn build(mut config: Config) -> anyhow::Result<Self> {
         let admin = match config.http {
             Some(address) => Some(Admin::bind(address).await?),
             None => None,
         };
+        let mirror = match &config.mirror {
+            Some(mirror) => Some(Mirror::bind(mirror.address).await?),
+            None => None,
+        };
+        config.cache.own_port = mirror.as_ref().map(|mirror| mirror.address().port());
         let readiness = Readiness::new();
         // From the first moment, so that nobody finds an agent ready that has not begun.
         let checks = Checks {
@@ -67,6 +74,7 @@ impl Agent {
         Ok(Agent {
             config,
             admin,
+            mirror,
             readiness,
             checks,
         })
@@ -88,6 +96,7 @@ impl Agent {
         let Agent {
             config,
             admin,
+            mirror,
             readiness,
             checks,
         } = self;
@@ -97,6 +106,7 @@ impl Agent {
         let meters = Meters {
             calls: cri::Metrics::register(&mut metrics),
             declared: kube_agent::Metrics::register(&mut metrics),
+            mirror: mirror::Metrics::register(&mut metrics),
         };
         let talks = config.images != Holder::Larder
             || config.containerd.is_some()
@@ -127,15 +137,18 @@ impl Agent {
                 Service::of_cache(&config, parts, metrics, users, &checks, &shutdown).await
             }
             Some((runtime, containers)) => {
-                let images = NodeImages::new(runtime, parts.client(&config.cache)?);
-                Service::of_runtime(&config, images, containers, meters.declared, &checks)
+                let runtime = (runtime, containers);
+                let mirrors = mirror.is_some();
+                Service::of_runtime(&config, parts, runtime, meters.declared, &checks, mirrors)
                     .await
                     .map(Some)
             }
         };
         let result = match service {
             Ok(Some(service)) => {
+                let mirror = mirror.map(|mirror| (mirror, meters.mirror));
                 service
+                    .with_mirror(mirror)
                     .serve(
                         &config,
                         meters.calls,

@@ -33,6 +33,8 @@ pub struct CacheOptions {
     pub background: Background,
     /// The band of the disk that pulls never enter.
     pub reserved: Option<Amount>,
+    /// Port of loopback where the mirror listens, if it does.
+    pub own_port: Option<u16>,
     /// Requests at once per registry host.
     pub max_per_host: usize,
     /// A transfer without a byte for so long is resumed.
@@ -56,6 +58,7 @@ impl Default for CacheOptions {
             limits: Limits::default(),
             background: Background::default(),
             reserved: None,
+            own_port: None,
             max_per_host: registry.max_per_host,
             stall_timeout: registry.stall_timeout,
             attempts: registry.attempts,
@@ -125,8 +128,8 @@ impl Parts {
     }
 
     /// The registry client alone, where larder holds no images.
-    pub(super) fn client(self, options: &CacheOptions) -> anyhow::Result<Client> {
-        client(options, self.registry)
+    pub(super) fn client(&self, options: &CacheOptions) -> anyhow::Result<Client> {
+        client(options, self.registry.clone())
     }
 
     pub(super) fn open(self, root: &Path, options: CacheOptions) -> anyhow::Result<Opened> {
@@ -164,6 +167,7 @@ fn client(options: &CacheOptions, metrics: registry::Metrics) -> anyhow::Result<
     let _ = rustls::crypto::ring::default_provider().install_default();
     let config = registry::Config {
         hosts_dirs: options.hosts_dirs.clone(),
+        own_port: options.own_port,
         max_per_host: options.max_per_host,
         stall_timeout: options.stall_timeout,
         attempts: options.attempts,

@@ -23,7 +23,7 @@ use super::open::{Opened, Parts};
 use super::process::admin_ended;
 use super::pruning::{self, LarderPruning};
 use super::registrar::Registrar;
-use crate::cache::{Cache, ImageUsers};
+use crate::cache::{Cache, ImageUsers, Relay};
 use crate::control;
 use crate::control::proto::images_server::ImagesServer;
 use crate::control::proto::prepulls_server::PrepullsServer;
@@ -33,7 +33,8 @@ use crate::cri::{self, ImageService, Incoming, RpcLayer, RuntimeService, Socket}
 use crate::lifecycle::{
     Check, ConnectionLimits, Guarded, Readiness, Shutdown, Tasks, notify, watchdog,
 };
-use crate::runtime::{self, RuntimeContainers};
+use crate::mirror::{self, Mirror};
+use crate::runtime::{self, RuntimeContainers, RuntimeImages};
 use crate::snapshotter::proto::SnapshotsServer;
 use crate::snapshotter::{self, Snapshotter};
 use crate::store::Store;
@@ -98,6 +99,7 @@ pub(super) struct Service {
     own: Option<(Cache, Store)>,
     /// What answers questions from elsewhere.
     answers: Option<(TcpListener, Routes)>,
+    mirror: Option<(Mirror, mirror::Metrics)>,
 }
 
 impl Service {
@@ -162,23 +164,34 @@ impl Service {
             registrar,
             own: Some((cache, store)),
             answers: listen(config.control, answers).await?,
+            mirror: None,
         }))
     }
 
-    /// Where the container runtime holds the images: no store and no image service, only what is declared, and the
-    /// answer to `larder status`.
+    /// Where the container runtime holds the images: no image service, only what is declared, and the answer to
+    /// `larder status`. A store only where there is a mirror, for what it keeps.
     pub(super) async fn of_runtime(
         config: &Config,
-        images: NodeImages,
-        containers: RuntimeContainers,
+        parts: Parts,
+        (runtime, containers): (RuntimeImages, RuntimeContainers),
         metrics: kube_agent::Metrics,
         checks: &Checks,
+        mirrors: bool,
     ) -> anyhow::Result<Self> {
         // For what a restart needs.
         tokio::fs::create_dir_all(&config.root)
             .await
             .with_context(|| config.root.display().to_string())?;
+        let client = parts.client(&config.cache)?;
+        let own = if mirrors {
+            let (root, options) = (config.root.clone(), config.cache.clone());
+            let opening = tokio::task::spawn_blocking(move || parts.open(&root, options));
+            Some(opening.await.context("open the store")??)
+        } else {
+            None
+        };
         checks.store.set(true);
+        let images = NodeImages::new(runtime, client);
         let pruned = images.clone();
         let declared =
             Declared::build(&config.declared, &config.root, Arc::new(images), metrics)
@@ -199,9 +212,15 @@ impl Service {
             names,
             declared: Some(declared),
             registrar: None,
-            own: None,
+            own: own.map(|Opened { cache, store }| (cache, store)),
             answers: listen(config.control, answers).await?,
+            mirror: None,
         })
+    }
+
+    /// Serves the mirror, too.
+    pub(super) fn with_mirror(self, mirror: Option<(Mirror, mirror::Metrics)>) -> Self {
+        Service { mirror, ..self }
     }
 
     /// Serves until shutdown is asked for or something ends that should not, and stops within the limit.
@@ -238,6 +257,13 @@ impl Service {
             tokio::spawn(feed(pause));
         }
         let (cache, store) = self.own.unzip();
+        if let (Some((mirror, metrics)), Some(cache), Some(told)) =
+            (self.mirror, &cache, &config.mirror)
+        {
+            tracing::info!(mirror = %mirror.address(), "Mirror served");
+            let relay = Relay::new(cache, told.keep.clone());
+            tasks.spawn("mirror", mirror.serve(relay, metrics, shutdown.clone()));
+        }
         if let Some((store, pause)) = store.zip(config.scrub_interval) {
             tasks.spawn("scrub", scrub(store, pause, shutdown.clone()));
         }

@@ -20,6 +20,7 @@ mod kube_install;
 mod kube_node;
 mod kube_pods;
 mod licences;
+mod mirror;
 mod monitoring;
 mod operation;
 mod policies;

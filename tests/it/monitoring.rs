@@ -8,7 +8,7 @@ use std::process::Command;
 
 use larder::lifecycle::Readiness;
 use larder::telemetry::{self, TextForm};
-use larder::{admin, cache, cri, k8s, registry, runtime, store};
+use larder::{admin, cache, cri, k8s, mirror, registry, runtime, store};
 use prometheus_client::registry::Registry;
 use serde_json::Value;
 
@@ -38,6 +38,7 @@ fn registries() -> [Registry; 2] {
     registry::Metrics::register(&mut agent);
     cache::Metrics::register(&mut agent);
     cri::Metrics::register(&mut agent);
+    mirror::Metrics::register(&mut agent);
     runtime::Metrics::register(&mut agent);
     k8s::agent::Metrics::register(&mut agent);
     k8s::controller::Metrics::register(&mut controller);

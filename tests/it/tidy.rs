@@ -25,6 +25,7 @@ const MATRIX: &[(&str, &[&str])] = &[
         &["image", "prune", "cache", "lifecycle", "telemetry"],
     ),
     ("snapshotter", &["image", "cache", "lifecycle", "telemetry"]),
+    ("mirror", &["image", "cache", "lifecycle", "telemetry"]),
     ("admin", &["lifecycle", "telemetry"]),
     ("runtime", &["image", "lifecycle", "telemetry"]),
     ("k8s", &["image", "prune", "lifecycle", "telemetry"]),

@@ -25,6 +25,10 @@ pub struct AgentArgs {
     /// [default: none]
     #[arg(long, value_name = "ADDR")]
     pub control: Option<String>,
+    /// Loopback address of a registry mirror for the container runtimes of this node, such as 127.0.0.1:9641
+    /// [default: none]
+    #[arg(long, value_name = "ADDR")]
+    pub mirror: Option<String>,
     /// What holds images on this node: larder, or runtime for the image service of the container runtime, into which
     /// declared images are pulled then; no image service is served [default: larder]
     #[arg(long, value_name = "HOLDER")]

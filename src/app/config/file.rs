@@ -20,6 +20,7 @@ pub(super) struct File {
     pub(super) hosts_dirs: Option<Vec<PathBuf>>,
     pub(super) http: Option<String>,
     pub(super) control: Option<String>,
+    pub(super) mirror: Option<String>,
     pub(super) images: Option<String>,
     pub(super) runtime_endpoint: Option<PathBuf>,
     pub(super) containerd: Option<PathBuf>,
@@ -35,6 +36,14 @@ pub(super) struct File {
     pub(super) pull: Pull,
     pub(super) registry: Registry,
     pub(super) limits: FileLimits,
+    pub(super) keep: FileKeep,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct FileKeep {
+    pub(super) images: Option<Vec<String>>,
+    pub(super) max_bytes: Option<u64>,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]

@@ -4,6 +4,7 @@
 mod args;
 mod environment;
 mod file;
+mod listen;
 mod show;
 mod units;
 
@@ -15,6 +16,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 pub use args::AgentArgs;
+pub use listen::MirrorConfig;
 pub use show::Setting;
 
 use super::open::{CacheOptions, hosts_dirs};
@@ -27,6 +29,7 @@ use crate::telemetry::{LogConfig, LogFormat};
 use environment::Environment;
 pub(super) use environment::overlay;
 use file::{File, FileLimits};
+use listen::{address, loopback, mirror};
 
 /// Default of `root`.
 pub const ROOT: &str = "/var/lib/larder";
@@ -62,6 +65,8 @@ pub struct Config {
     pub http: Option<SocketAddr>,
     /// Loopback address that answers questions and changes nothing; `None` for none.
     pub control: Option<SocketAddr>,
+    /// The registry mirror for container runtimes; `None` for none.
+    pub mirror: Option<MirrorConfig>,
     /// What holds images.
     pub images: Holder,
     /// The containerd that is to know the images here; `None` for none.
@@ -205,6 +210,7 @@ impl Config {
             },
             background: background(limits)?,
             reserved: reserved(of_file(&limits.reserved, "limits.reserved"))?,
+            own_port: None,
             max_per_host: ranged(
                 of_file(&registry.max_per_host, "registry.max_per_host"),
                 1,
@@ -236,6 +242,7 @@ impl Config {
             )?,
             http: address(http)?,
             control: loopback(pick(&args.control, "--control", &file.control, "control"))?,
+            mirror: mirror(args, file)?,
             containerd: containerd(args, file)?,
             users_endpoint: users_endpoint(args, file, &images)?,
             images,
@@ -535,42 +542,6 @@ fn declared(args: &AgentArgs, file: &File) -> Result<DeclaredConfig, ConfigError
             &file.manifests,
             "manifests",
         ))?,
-    })
-}
-
-/// Whoever reaches it may ask, so it is for this machine, or this pod, alone.
-fn loopback(value: Placed<String>) -> Result<Option<SocketAddr>, ConfigError> {
-    let Some((text, place)) = value else {
-        return Ok(None);
-    };
-    match address(Some((text, place)))? {
-        Some(address) if !address.ip().is_loopback() => Err(ConfigError::new(
-            place,
-            format!("{address} is reached from elsewhere: write 127.0.0.1:PORT or [::1]:PORT"),
-        )),
-        address => Ok(address),
-    }
-}
-
-/// An empty address is none.
-fn address(value: Placed<String>) -> Result<Option<SocketAddr>, ConfigError> {
-    let (text, place) = value.unwrap_or((HTTP.to_owned(), "http"));
-    if text.is_empty() {
-        return Ok(None);
-    }
-    // As Kubernetes' components take it: all addresses of the machine.
-    let full = if text.starts_with(':') {
-        format!("0.0.0.0{text}")
-    } else {
-        text.clone()
-    };
-    full.parse().map(Some).map_err(|_| {
-        ConfigError::new(
-            place,
-            format!(
-                "{text:?} is no address: write IP:PORT, such as {HTTP}, or nothing for no listener"
-            ),
-        )
     })
 }
 

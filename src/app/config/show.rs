@@ -48,6 +48,7 @@ fn flag(key: &str, args: &AgentArgs) -> Option<&'static str> {
         "hosts_dirs" => ("--hosts-dir", !args.hosts_dir.is_empty()),
         "http" => ("--http", args.http.is_some()),
         "control" => ("--control", args.control.is_some()),
+        "mirror" => ("--mirror", args.mirror.is_some()),
         "images" => ("--images", args.images.is_some()),
         "runtime_endpoint" => ("--runtime-endpoint", args.runtime_endpoint.is_some()),
         "containerd" => ("--containerd", args.containerd.is_some()),
@@ -79,12 +80,22 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
     };
     let http = config.http.map(|address| address.to_string());
     let control = config.control.map(|address| address.to_string());
+    let mirror = config.mirror.as_ref();
+    let keep = mirror.map(|mirror| &mirror.keep);
+    let kept = keep.map(|keep| keep.images.iter().map(ToString::to_string));
+    let kept: Option<Vec<String>> = kept.map(Iterator::collect);
     vec![
         ("root", json!(config.root)),
         ("socket", json!(config.socket)),
         ("hosts_dirs", json!(cache.hosts_dirs)),
         ("http", json!(http.unwrap_or_default())),
         ("control", json!(control)),
+        (
+            "mirror",
+            json!(mirror.map(|mirror| mirror.address.to_string())),
+        ),
+        ("keep.images", json!(kept)),
+        ("keep.max_bytes", json!(keep.map(|keep| keep.max_bytes))),
         ("images", json!(images)),
         ("runtime_endpoint", json!(endpoint)),
         ("containerd", json!(config.containerd)),

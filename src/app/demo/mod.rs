@@ -51,6 +51,7 @@ impl DemoAgent {
             users_endpoint: None,
             http: None,
             control: None,
+            mirror: None,
             drain_timeout: DRAIN,
             scrub_interval: None,
             log: LogConfig::default(),
