@@ -150,6 +150,24 @@ impl Cache {
         freed.await?.map_err(|error| Error::store(subject, error))
     }
 
+    /// What is kept makes room for others who fill the disk.
+    pub(super) async fn shrink_kept(&self) {
+        let Some(keep) = self.inner.keeping.get() else {
+            return;
+        };
+        let Ok(space) = self.space().await else {
+            return;
+        };
+        let missing = keep.missing(&space, 0);
+        if missing == 0 {
+            return;
+        }
+        let target = space.available.saturating_add(missing);
+        if let Err(error) = self.free_kept(target).await {
+            tracing::warn!(err = %error, "What is kept was not removed from a full disk");
+        }
+    }
+
     /// Looks at the disk: others fill it too.
     pub(super) async fn watch_disk(&self) {
         let Ok(space) = self.space().await else {

@@ -3,8 +3,8 @@
 use std::io::{self, Read};
 use std::sync::{Arc, OnceLock};
 
-use crate::prune::Pattern;
-use crate::store::{KeptName, KeptWriter, Store};
+use crate::prune::{Amount, Pattern};
+use crate::store::{self, KeptName, KeptWriter, Space, Store};
 
 /// A policy for blobs.
 #[derive(Clone, Debug)]
@@ -13,6 +13,8 @@ pub struct Keep {
     pub images: Vec<Pattern>,
     /// Of all that is kept, in bytes; the least recently used goes first.
     pub max_bytes: u64,
+    /// What must stay free of the file system: what is kept makes room for it.
+    pub min_free: Amount,
 }
 
 impl Keep {
@@ -21,6 +23,33 @@ impl Keep {
         self.images
             .iter()
             .any(|pattern| pattern.matches(repository))
+    }
+
+    /// Bytes that have to go where so many more come.
+    pub(super) fn missing(&self, space: &Space, coming: u64) -> u64 {
+        // What is set aside for root is nobody's here.
+        let usable = space.used.saturating_add(space.available);
+        let wanted = self.min_free.of(usable).saturating_add(coming);
+        wanted.saturating_sub(space.available)
+    }
+
+    /// Begins to keep a blob, if there is room. Blocking.
+    pub(super) fn begin(
+        &self,
+        store: &Store,
+        name: &KeptName,
+        size: u64,
+    ) -> Result<KeptWriter, store::Error> {
+        let space = store.space()?;
+        let missing = self.missing(&space, size);
+        if missing > 0 && store.free_kept(missing)? < missing {
+            return Err(store::Error::Reserved {
+                root: store.root().to_path_buf(),
+                free: space.available,
+                reserve: self.min_free.of(space.used.saturating_add(space.available)),
+            });
+        }
+        store.keep_blob(name, size)
     }
 }
 
@@ -35,8 +64,8 @@ pub(super) struct Tee<R> {
 
 impl<R: Read> Tee<R> {
     /// Keeps nothing where there is no room.
-    pub(super) fn new(from: R, store: &Store, name: &KeptName, size: u64) -> Self {
-        let to = store.keep_blob(name, size).inspect_err(not_kept).ok();
+    pub(super) fn new(from: R, keep: &Keep, store: &Store, name: &KeptName, size: u64) -> Self {
+        let to = keep.begin(store, name, size).inspect_err(not_kept).ok();
         Tee { from, to }
     }
 
@@ -73,6 +102,36 @@ pub(super) fn finish(writer: KeptWriter, store: &Store, limit: u64) {
     }
 }
 
-fn not_kept(error: &crate::store::Error) {
+fn not_kept(error: &store::Error) {
     tracing::debug!(err = %error, "A blob is not kept");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_leaves_room() {
+        let keep = |min_free| Keep {
+            images: Vec::new(),
+            max_bytes: 0,
+            min_free,
+        };
+        let space = Space {
+            capacity: 1200,
+            available: 300,
+            used: 700,
+        };
+        for (min_free, coming, missing) in [
+            (Amount::Percent(20), 0, 0),
+            (Amount::Percent(20), 100, 0),
+            (Amount::Percent(20), 150, 50),
+            (Amount::Percent(40), 0, 100),
+            (Amount::Bytes(0), 300, 0),
+            (Amount::Bytes(0), 301, 1),
+            (Amount::Bytes(u64::MAX), u64::MAX, u64::MAX - 300),
+        ] {
+            assert_eq!(keep(min_free).missing(&space, coming), missing);
+        }
+    }
 }

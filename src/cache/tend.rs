@@ -34,6 +34,7 @@ impl Cache {
             let _ = self.uses().await;
             self.note_namespaces();
         }
+        self.shrink_kept().await;
         self.watch_disk().await;
         self.flush_uses().await;
     }

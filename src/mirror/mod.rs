@@ -129,7 +129,7 @@ impl Served {
         with_body: bool,
         wanted: Option<&str>,
     ) -> Result<Response, std::sync::Arc<crate::cache::Error>> {
-        let grant = self.relay.blob(asked).await?;
+        let grant = self.relay.blob(asked, with_body).await?;
         let size = grant.size();
         let part = range::wanted(wanted, size);
         if !with_body {

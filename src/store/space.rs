@@ -14,6 +14,8 @@ pub struct Space {
     pub capacity: u64,
     /// In bytes, without what is set aside for root.
     pub available: u64,
+    /// In bytes, by whomever.
+    pub used: u64,
 }
 
 impl Store {
@@ -42,6 +44,7 @@ impl Inner {
         Ok(Space {
             capacity: bytes(stat.f_blocks),
             available: bytes(stat.f_bavail),
+            used: bytes(stat.f_blocks.saturating_sub(stat.f_bfree)),
         })
     }
 

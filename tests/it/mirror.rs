@@ -8,7 +8,7 @@ use axum::http::{Method, StatusCode};
 use larder::cache::{self, Background, Cache, Keep, PullRequest, Relay};
 use larder::lifecycle::Shutdown;
 use larder::mirror::{self, Mirror};
-use larder::prune::Pattern;
+use larder::prune::{Amount, Pattern};
 use larder::{registry, store};
 use reqwest::Response;
 use tokio::task::JoinHandle;
@@ -111,6 +111,8 @@ impl Served {
         let keep = Keep {
             images: keep.iter().map(|pattern| Pattern::new(*pattern)).collect(),
             max_bytes,
+            // Whatever machine this is.
+            min_free: Amount::Bytes(0),
         };
         let relay = Relay::new(&cache, keep);
         let shutdown = Shutdown::new();
@@ -514,6 +516,7 @@ async fn a_real_containerd_pulls_through_it() {
     std::fs::write(folder.join("hosts.toml"), hosts).unwrap();
     let mut command = agent_command(dir.path());
     command.args(["--mirror", mirror.strip_prefix("http://").unwrap()]);
+    command.env("LARDER_KEEP_MIN_FREE", "1");
     let agent = AgentProcess::start_with(dir.path(), command);
     let agent = agent.unwrap_or_else(|(status, log)| panic!("{status}: {log}"));
     let containerd = Containerd::start(programs, dir.path(), "pause:1", &agent.socket);

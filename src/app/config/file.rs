@@ -44,6 +44,7 @@ pub(super) struct File {
 pub(super) struct FileKeep {
     pub(super) images: Option<Vec<String>>,
     pub(super) max_bytes: Option<u64>,
+    pub(super) min_free: Option<String>,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]

@@ -3,12 +3,14 @@
 use std::net::SocketAddr;
 
 use super::file::File;
-use super::{AgentArgs, ConfigError, HTTP, Placed, of_file, pick, ranged};
+use super::{AgentArgs, ConfigError, HTTP, Placed, of_file, pick, ranged, reserved};
 use crate::cache::Keep;
-use crate::prune::Pattern;
+use crate::prune::{Amount, Pattern};
 
 /// Default of `keep.max_bytes`.
 const KEEP_BYTES: u64 = 10 << 30;
+/// Default of `keep.min_free`: more than the kubelet's collection of images leaves, so that none goes for these.
+const KEEP_FREE: Amount = Amount::Percent(20);
 
 /// The registry mirror for container runtimes.
 #[derive(Clone, Debug)]
@@ -25,9 +27,11 @@ pub(super) fn mirror(args: &AgentArgs, file: &File) -> Result<Option<MirrorConfi
     let images = file.keep.images.clone();
     let images = images.unwrap_or_else(|| vec!["*".to_owned()]);
     let max_bytes = of_file(&file.keep.max_bytes, "keep.max_bytes");
+    let min_free = of_file(&file.keep.min_free, "keep.min_free");
     let keep = Keep {
         images: images.into_iter().map(Pattern::new).collect(),
         max_bytes: ranged(max_bytes, 1 << 20, u64::MAX)?.unwrap_or(KEEP_BYTES),
+        min_free: reserved(min_free)?.unwrap_or(KEEP_FREE),
     };
     Ok(address.map(|address| MirrorConfig { address, keep }))
 }

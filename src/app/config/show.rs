@@ -96,6 +96,10 @@ fn values(config: &Config) -> Vec<(&'static str, Value)> {
         ),
         ("keep.images", json!(kept)),
         ("keep.max_bytes", json!(keep.map(|keep| keep.max_bytes))),
+        (
+            "keep.min_free",
+            json!(keep.map(|keep| keep.min_free.to_string())),
+        ),
         ("images", json!(images)),
         ("runtime_endpoint", json!(endpoint)),
         ("containerd", json!(config.containerd)),

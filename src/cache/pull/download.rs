@@ -359,8 +359,8 @@ impl Downloads {
         };
         let keep = self.keeping.get();
         let keep = keep.filter(|keep| keep.wants(&repository.name()));
-        let limit = keep.map(|keep| keep.max_bytes);
-        let limit = limit.filter(|limit| fetch.descriptor.size <= *limit);
+        let keep = keep.filter(|keep| fetch.descriptor.size <= keep.max_bytes);
+        let keep = keep.cloned();
         let mut stream = tokio::select! {
             biased;
             () = download.cancel.cancelled() => return Err(Failure::Cancelled),
@@ -377,15 +377,15 @@ impl Downloads {
                 // Of this thread alone, and released on it: whoever learns of the outcome finds no trace of this lease.
                 let lease = downloads.store.lease();
                 let store = &downloads.store;
-                let mut reader = match limit {
-                    Some(_) => Tee::new(drain, store, &name, source.size),
+                let mut reader = match &keep {
+                    Some(keep) => Tee::new(drain, keep, store, &name, source.size),
                     None => Tee::none(drain),
                 };
                 let layer = store.ingest(&source, &mut reader, &ours.counters, &lease)?;
                 downloads.hand_over(&source.blob, &ours, &layer);
-                if let Some((writer, limit)) = reader.kept().zip(limit) {
+                if let Some((writer, keep)) = reader.kept().zip(keep) {
                     // The image does not wait until this is durable.
-                    let store = store.clone();
+                    let (store, limit) = (store.clone(), keep.max_bytes);
                     downloads
                         .threads
                         .aside(move || keep::finish(writer, &store, limit));

@@ -8,9 +8,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cache::Error;
 use crate::cache::pull::pipe;
 use crate::cache::threads::Threads;
+use crate::cache::{Error, Keep};
 use crate::registry::Repository;
 use crate::store::{self, KeptBlob, KeptName, KeptWriter, Store};
 
@@ -49,8 +49,7 @@ pub(super) struct Fills {
     threads: Threads,
     tracker: TaskTracker,
     shutdown: CancellationToken,
-    /// Most bytes to keep.
-    max_bytes: u64,
+    keep: Keep,
 }
 
 /// A blob, as `domain/path@digest` for messages, and where it comes from.
@@ -69,7 +68,7 @@ impl Fills {
         threads: Threads,
         tracker: TaskTracker,
         shutdown: CancellationToken,
-        max_bytes: u64,
+        keep: Keep,
     ) -> Self {
         Fills {
             table: Arc::default(),
@@ -78,7 +77,7 @@ impl Fills {
             threads,
             tracker,
             shutdown,
-            max_bytes,
+            keep,
         }
     }
 
@@ -90,15 +89,16 @@ impl Fills {
     /// Begins to fetch and keep a blob, or joins who did. `None` where it cannot be kept, or not be joined: it can still be
     /// given out.
     pub(super) async fn begin(&self, source: Source) -> Result<Option<Arc<Fill>>, Error> {
-        if source.size > self.max_bytes {
+        if source.size > self.keep.max_bytes {
             return Ok(None);
         }
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             return Ok(None);
         };
         let (store, name, size) = (self.store.clone(), source.name.clone(), source.size);
+        let keep = self.keep.clone();
         let opened = self.threads.block(&source.subject, move || {
-            let writer = store.keep_blob(&name, size)?;
+            let writer = keep.begin(&store, &name, size)?;
             let file = writer.reader()?;
             Ok::<_, store::Error>((writer, file))
         });
@@ -196,7 +196,7 @@ impl Fills {
             (Err(_), Some(error)) => return Err(failed(error)),
             (Err(error), None) => return Err(Error::store(source.subject.clone(), error)),
         }
-        let (store, limit) = (self.store.clone(), self.max_bytes);
+        let (store, limit) = (self.store.clone(), self.keep.max_bytes);
         let trimmed = self
             .threads
             .block(&source.subject, move || store.trim_kept(limit));

@@ -106,7 +106,7 @@ impl Relay {
             inner.threads.clone(),
             inner.tracker.clone(),
             inner.shutdown.clone(),
-            keep.max_bytes,
+            keep.clone(),
         );
         Relay {
             inner: Arc::new(Inner {
@@ -149,8 +149,9 @@ impl Relay {
         Ok(manifest)
     }
 
-    /// A blob that somebody wants: its size, and whether he has proven already that he may have it.
-    pub async fn blob(&self, asked: &Asked) -> Answer<Grant> {
+    /// A blob that somebody wants: its size, and whether he has proven already that he may have it. Where it is read next
+    /// and not here, the registry is asked by reading it.
+    pub async fn blob(&self, asked: &Asked, is_read: bool) -> Answer<Grant> {
         let digest = wanted(asked)?;
         let (key, name) = (key(asked), kept_name(asked, &digest));
         let standing = self.ledger().standing(&key, &digest, Instant::now());
@@ -163,7 +164,7 @@ impl Relay {
             Standing::Proven(size) => return Ok(granted(size, true)),
             Standing::InOutage(size) if self.is_away(asked) => return Ok(granted(size, true)),
             // What is not here is fetched with his own credentials, which is proof enough.
-            Standing::Named(size) if !self.is_here(asked, &name).await? => {
+            Standing::Named(size) if is_read && !self.is_here(asked, &name).await? => {
                 return Ok(granted(size, false));
             }
             _ => {}
@@ -295,16 +296,16 @@ impl Relay {
             kept_name(asked, digest),
             asked.reference.domain().to_owned(),
         );
-        let (bytes, limit) = (bytes.clone(), self.inner.keep.max_bytes);
+        let (bytes, keep) = (bytes.clone(), self.inner.keep.clone());
         let kept = self.block(asked, move || {
             let known = store.blob_of(name.digest(), &domain);
             if store.kept_size(&name).is_some() || matches!(known, Ok(Some(_))) {
                 return Ok(());
             }
-            let mut writer = store.keep_blob(&name, bytes.len() as u64)?;
+            let mut writer = keep.begin(&store, &name, bytes.len() as u64)?;
             writer.write(&bytes)?;
             writer.finish()?;
-            store.trim_kept(limit).map(drop)
+            store.trim_kept(keep.max_bytes).map(drop)
         });
         let error = match kept.await {
             Ok(Ok(())) => return,
