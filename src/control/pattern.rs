@@ -1,36 +1,19 @@
 //! Which images a list pattern names. Pure.
 
-use crate::cache::ImageView;
-use crate::image::Reference;
+use crate::image::{Reference, repository};
 
-/// True where the pattern is empty, or names the image: as a repository or as a whole reference, in the full form or
+/// True where the pattern is empty, or is one of an image's names: as a repository or as a whole reference, in the full form or
 /// in the one people type. `*` is any text, `?` any one character; slashes are nothing special.
-pub(super) fn matches(image: &ImageView, pattern: &str) -> bool {
-    if pattern.is_empty() {
-        return true;
-    }
-    let names = image.repo_tags.iter().chain(&image.repo_digests);
-    for name in names {
-        let familiar = name
-            .parse::<Reference>()
-            .map(|reference| reference.familiar())
-            .unwrap_or_default();
-        for form in [name.as_str(), familiar.as_str()] {
-            if glob(pattern, form) || glob(pattern, repository(form)) {
-                return true;
-            }
-        }
-    }
-    false
-}
-
-/// A name without tag and digest. A colon before the last slash is a port.
-fn repository(name: &str) -> &str {
-    let name = name.split('@').next().unwrap_or(name);
-    match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        _ => name,
-    }
+pub(super) fn matches<'a>(mut names: impl Iterator<Item = &'a str>, pattern: &str) -> bool {
+    pattern.is_empty()
+        || names.any(|name| {
+            let familiar = name
+                .parse::<Reference>()
+                .map(|reference| reference.familiar())
+                .unwrap_or_default();
+            let is = |form: &str| glob(pattern, form) || glob(pattern, repository(form));
+            is(name) || is(&familiar)
+        })
 }
 
 /// At most `pattern` times `text` steps: after a mismatch only the last star tries again.
@@ -92,21 +75,6 @@ mod tests {
             ("é?", "éà", true),
         ] {
             assert_eq!(glob(pattern, text), expected, "{pattern:?} {text:?}");
-        }
-    }
-
-    #[test]
-    fn repositories() {
-        for (name, expected) in [
-            ("busybox:1", "busybox"),
-            ("127.0.0.1:5000/app:1", "127.0.0.1:5000/app"),
-            ("127.0.0.1:5000/app", "127.0.0.1:5000/app"),
-            (
-                "docker.io/library/busybox@sha256:ab",
-                "docker.io/library/busybox",
-            ),
-        ] {
-            assert_eq!(repository(name), expected);
         }
     }
 

@@ -55,7 +55,7 @@ fn named(name: String) -> Result<String, Status> {
     bounded(name)
 }
 
-fn bounded(name: String) -> Result<String, Status> {
+pub(super) fn bounded(name: String) -> Result<String, Status> {
     if name.len() > MAX_NAME {
         let length = name.len();
         return Err(Status::invalid_argument(format!(
@@ -74,6 +74,12 @@ fn directory(directory: &str) -> Result<PathBuf, Status> {
         )));
     }
     Ok(path.to_owned())
+}
+
+pub(super) fn version() -> VersionResponse {
+    VersionResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
 }
 
 /// `NOT_FOUND` with the text the cache has for it.
@@ -102,7 +108,10 @@ impl images_server::Images for Images {
         let images = self.cache.list();
         let images = images
             .iter()
-            .filter(|image| pattern::matches(image, &pattern))
+            .filter(|image| {
+                let names = image.repo_tags.iter().chain(&image.repo_digests);
+                pattern::matches(names.map(String::as_str), &pattern)
+            })
             .map(convert::image)
             .collect();
         Ok(Response::new(ListResponse { images }))
@@ -238,9 +247,7 @@ impl images_server::Images for Images {
         &self,
         _: Request<VersionRequest>,
     ) -> Result<Response<VersionResponse>, Status> {
-        Ok(Response::new(VersionResponse {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        }))
+        Ok(Response::new(version()))
     }
 }
 

@@ -18,7 +18,7 @@ pub use manifest::{
 };
 pub use media_type::{Compression, MANIFEST_ACCEPT, MediaType};
 pub use platform::{Platform, PlatformError};
-pub use reference::{Reference, ReferenceError};
+pub use reference::{Reference, ReferenceError, repository};
 
 /// The start of a text that an error quotes: whoever wrote the text may have written megabytes.
 fn excerpt(text: &str) -> String {

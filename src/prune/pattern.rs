@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::image::Reference;
+use crate::image::{Reference, repository};
 
 /// A pattern of image names: `*` stands for any characters but `/`, `**` for any; `*` alone is every image.
 ///
@@ -37,15 +37,6 @@ impl Pattern {
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// A name without tag and digest. A colon before the last slash is a port.
-pub(super) fn repository(name: &str) -> &str {
-    let name = name.split('@').next().unwrap_or(name);
-    match name.rsplit_once(':') {
-        Some((repository, tag)) if !tag.contains('/') => repository,
-        _ => name,
     }
 }
 

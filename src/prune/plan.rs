@@ -5,9 +5,9 @@ use std::collections::{BTreeSet, HashMap};
 use jiff::Timestamp;
 
 use super::ledger::{Ledger, saturated};
-use super::pattern::repository;
 use super::wording;
 use super::words::{Candidate, Disk, Kept, Plan, Policy, Removal, Rule};
+use crate::image::repository;
 
 /// Rules that the reason of a kept image quotes.
 const MOST_REASONS: usize = 4;

@@ -1,5 +1,6 @@
 //! What hosts.toml files mean.
 
+use super::file::duration;
 use super::*;
 
 fn parsed(text: &str, domain: &str) -> Result<Vec<Host>, Error> {
