@@ -14,9 +14,10 @@ use tokio::time::timeout;
 
 use super::Globals;
 use super::objects::{Objects, fault, find_condition};
+use super::status::failure;
 use crate::cli::Done;
 use crate::cli::failure::Failure;
-use crate::cli::output::{Format, familiar, say};
+use crate::cli::output::{Format, say};
 use crate::image::Reference;
 use crate::k8s::api::{
     ClusterImagePrepull, GROUP, ImagePrepull, PrepullStatus, VERSION, condition, parse_duration,
@@ -287,23 +288,8 @@ fn end(status: &PrepullStatus, generation: i64) -> Option<Result<(), String>> {
         return Some(Ok(()));
     }
     let failures = || {
-        let lines: Vec<_> = status
-            .failures
-            .iter()
-            .map(|failure| {
-                let on = match failure.node.as_str() {
-                    "" => String::new(),
-                    node => format!(" on {node}"),
-                };
-                format!(
-                    "\n  {}{on}: {}: {}",
-                    familiar(&failure.image),
-                    failure.reason,
-                    failure.message
-                )
-            })
-            .collect();
-        lines.concat()
+        let lines = status.failures.iter().map(failure);
+        lines.map(|line| format!("\n{line}")).collect::<String>()
     };
     if let Some(condition) = is(condition::STALLED, "True") {
         return Some(Err(format!(

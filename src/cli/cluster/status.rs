@@ -7,7 +7,7 @@ use super::objects::{Objects, Prepull, find_condition};
 use crate::cli::Done;
 use crate::cli::failure::Failure;
 use crate::cli::output::{count, facts, familiar, say, short, table, wrapped};
-use crate::k8s::api::{ImagePrunePolicy, NodeImageCache, PruneMode, condition};
+use crate::k8s::api::{ImagePrunePolicy, NodeImageCache, PrepullFailure, PruneMode, condition};
 
 /// Of a terminal.
 const WIDTH: usize = 80;
@@ -56,7 +56,7 @@ struct PrepullView {
     reason: String,
     message: String,
     images: Vec<ImageView>,
-    failures: Vec<FailureView>,
+    failures: Vec<PrepullFailure>,
 }
 
 #[derive(Debug, Serialize)]
@@ -64,16 +64,6 @@ struct PrepullView {
 struct ImageView {
     image: String,
     digest: String,
-}
-
-#[derive(Debug, Serialize)]
-#[serde(rename_all = "camelCase")]
-struct FailureView {
-    image: String,
-    node: String,
-    nodes: i64,
-    reason: String,
-    message: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -168,17 +158,7 @@ fn prepull(prepull: Prepull) -> PrepullView {
         reason,
         message,
         images,
-        failures: status
-            .failures
-            .into_iter()
-            .map(|failure| FailureView {
-                image: failure.image,
-                node: failure.node,
-                nodes: failure.nodes,
-                reason: failure.reason,
-                message: failure.message,
-            })
-            .collect(),
+        failures: status.failures,
     }
 }
 
@@ -286,7 +266,8 @@ fn text(view: &View) -> String {
     parts.join("\n\n")
 }
 
-fn failure(failure: &FailureView) -> String {
+/// What keeps nodes from being ready, in sentences.
+pub(super) fn failure(failure: &PrepullFailure) -> String {
     let on = match (failure.node.as_str(), failure.nodes) {
         ("", _) => String::new(),
         (node, 0 | 1) => format!(" on {node}"),
@@ -354,7 +335,7 @@ mod tests {
     use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
     use super::*;
-    use crate::k8s::api::{NodeCounts, PrepullFailure, PrepullStatus, SharedPrepullSpec};
+    use crate::k8s::api::{NodeCounts, PrepullStatus, SharedPrepullSpec};
 
     fn condition(kind: &str, status: &str, reason: &str) -> Condition {
         serde_json::from_value(serde_json::json!({
