@@ -17,7 +17,7 @@ use tonic::transport::server::Connected;
 use tonic_health::server::HealthReporter;
 
 use super::config::Config;
-use super::images::{LarderImages, NodeImages, NodePruning};
+use super::images::{LarderImages, NodeImages, NodePruning, elsewhere};
 use super::kube_agent::{self, Declared};
 use super::open::{Opened, Parts};
 use super::process::admin_ended;
@@ -168,8 +168,8 @@ impl Service {
         }))
     }
 
-    /// Where the container runtime holds the images: no image service, only what is declared, and the answer to
-    /// `larder status`. A store only where there is a mirror, for what it keeps.
+    /// Where the container runtime holds the images: no image service, only what is declared, and answers to questions.
+    /// A store only where there is a mirror, for what it keeps.
     pub(super) async fn of_runtime(
         config: &Config,
         parts: Parts,
@@ -192,7 +192,7 @@ impl Service {
         };
         checks.store.set(true);
         let images = NodeImages::new(runtime, client);
-        let pruned = images.clone();
+        let held = images.clone();
         let declared =
             Declared::build(&config.declared, &config.root, Arc::new(images), metrics)
                 .await
@@ -200,12 +200,17 @@ impl Service {
                 .context(
                     "nothing is declared to this agent: with --images runtime give --kubeconfig or --manifests",
                 )?;
-        let pruning = NodePruning::new(pruned, containers, config.root.join(SEEN));
-        let declared = declared.with_pruning(Arc::new(pruning));
+        let pruning = NodePruning::new(held.clone(), containers, config.root.join(SEEN));
+        let pruning = Arc::new(pruning);
+        let declared = declared.with_pruning(pruning.clone());
+        let images = control::elsewhere(elsewhere(held, pruning));
         let mut routes = Routes::builder();
-        routes.add_service(control::prepulls_server(Some(declared.status())));
-        let answers = Routes::new(control::prepulls_server(Some(declared.status())));
-        let names = &[PREPULLS];
+        routes
+            .add_service(images.clone())
+            .add_service(control::prepulls_server(Some(declared.status())));
+        let answers =
+            Routes::new(images).add_service(control::prepulls_server(Some(declared.status())));
+        let names = &[CONTROL, PREPULLS];
         Ok(Service {
             health: tell_of(&mut routes, &[control::proto::DESCRIPTORS], names).await?,
             routes: routes.routes(),

@@ -2,9 +2,10 @@
 //!
 //! Translates between the wire and [`crate::cache`]: pull and fsck as streams of progress, the rest as single answers.
 //! The same service answers in-process where a terminal opens a store itself. What is declared, and by whom, the agent's
-//! wiring tells it.
+//! wiring tells it, and what a container runtime has where that holds the images.
 
 mod convert;
+mod elsewhere;
 mod fsck;
 mod pattern;
 mod prepulls;
@@ -13,6 +14,7 @@ mod pull;
 mod service;
 mod status;
 
+pub use elsewhere::{Answer, Elsewhere, elsewhere};
 pub use prepulls::{Prepulls, StatusSource, prepulls_server};
 pub use prune::request as prune_policy;
 pub use service::{Images, answers, server};

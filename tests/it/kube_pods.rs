@@ -212,6 +212,19 @@ fn runs_in_pods_changes_where_images_are_kept_and_goes_again() {
     assert_eq!(held["metadata"]["ownerReferences"][0]["name"], *node);
     let free = &held["status"]["store"]["availableBytes"];
     assert!(free.as_i64().unwrap() > 0, "{held:#}");
+    // The plugin is told what containerd has.
+    let images = plugin(cluster, &["images", "bed.local/server"]);
+    let names: Vec<&Value> = images
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["names"][0])
+        .collect();
+    assert_eq!(
+        names,
+        ["bed.local/server:1", "bed.local/server:2"],
+        "{images:#}"
+    );
     // One row per node.
     let row = cluster.kubectl(&["get", "nimg", "--no-headers"]).ok();
     assert_eq!(

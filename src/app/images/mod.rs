@@ -1,6 +1,7 @@
 //! What holds images on this node, as the agent of declared images sees it: larder's own cache, or the image service of
 //! the node's container runtime.
 
+mod answers;
 mod larder;
 mod prune;
 mod runtime;
@@ -11,6 +12,7 @@ use crate::k8s::agent::PullFailure;
 use crate::k8s::api::reason;
 use crate::registry::{Credentials, secret_credentials};
 
+pub(super) use answers::elsewhere;
 pub use larder::LarderImages;
 pub use prune::NodePruning;
 pub use runtime::NodeImages;

@@ -9,7 +9,6 @@ use kube::api::Api;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
-use tonic::Code;
 use tonic::transport::Channel;
 
 use super::Globals;
@@ -132,12 +131,9 @@ where
     let channel = channel(stream).await?;
     question(channel)
         .await
-        .map_err(|status| match status.code() {
-            Code::Unimplemented => {
-                "its images are in the container runtime: ask crictl on the node".to_owned()
-            }
-            code if status.message().is_empty() => code.to_string(),
-            _ => status.message().to_owned(),
+        .map_err(|status| match status.message() {
+            "" => status.code().to_string(),
+            message => message.to_owned(),
         })
 }
 
