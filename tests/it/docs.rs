@@ -1,10 +1,10 @@
-//! The documentation is true: each kind's page has the fields of its schema, each example is one that the API server
-//! takes, and no link leads nowhere.
+//! The documentation is true: each kind's page has the fields of its schema, the rights of everybody are those of the
+//! manifests, each example is one that the API server takes, and no link leads nowhere.
 //!
-//! After a change of a kind, `make manifests` writes the tables of fields anew.
+//! After a change of a kind or a role, `make manifests` writes the tables of fields and of rights anew.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -19,8 +19,14 @@ const KINDS: [&str; 4] = [
     "NodeImageCache",
 ];
 /// Around what this program writes.
-const BEGIN: &str = "<!-- fields: written by `make manifests` -->\n";
-const END: &str = "<!-- end of fields -->\n";
+const FIELDS: [&str; 2] = [
+    "<!-- fields: written by `make manifests` -->\n",
+    "<!-- end of fields -->\n",
+];
+const RIGHTS: [&str; 2] = [
+    "<!-- rights: written by `make manifests` -->\n",
+    "<!-- end of rights -->\n",
+];
 
 fn package(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
@@ -103,7 +109,7 @@ fn rows(path: &str, schema: &Value, table: &mut String) {
 
 fn fields(kind: &str) -> String {
     let schema = schema(kind);
-    let mut text = BEGIN.to_owned();
+    let mut text = String::new();
     for (part, title) in [("spec", "Spec"), ("status", "Status")] {
         let schema = &schema["properties"][part];
         if schema["properties"]
@@ -120,32 +126,134 @@ fn fields(kind: &str) -> String {
         rows(part, schema, &mut text);
     }
     text.push('\n');
-    text + END
+    text
+}
+
+/// Holds a part of a page against what it should be, or with `make manifests` makes it so.
+fn compare(page: &Path, [begin, end]: [&str; 2], wanted: &str) {
+    let text = read(page);
+    let parts = text.split_once(begin).and_then(|(head, rest)| {
+        let (_, tail) = rest.split_once(end)?;
+        Some((head, tail))
+    });
+    let (head, tail) = parts.unwrap_or_else(|| panic!("{}: no {begin:?}", page.display()));
+    let wanted = format!("{head}{begin}{wanted}{end}{tail}");
+    // Set by `make manifests`.
+    if std::env::var_os("LARDER_WRITE_DOCS").is_some() {
+        std::fs::write(page, wanted).unwrap();
+    } else if text != wanted {
+        let page = page.display();
+        panic!("{page} is older than the kinds or the manifests: run `make manifests`");
+    }
 }
 
 #[test]
 fn each_kind_has_a_page_with_all_its_fields() {
-    // Set by `make manifests`.
-    let write = std::env::var_os("LARDER_WRITE_DOCS").is_some();
     for kind in KINDS {
-        let page = page(kind);
-        let text = read(&page);
-        let parts = text.split_once(BEGIN).and_then(|(head, rest)| {
-            let (_, tail) = rest.split_once(END)?;
-            Some((head, tail))
-        });
-        let (head, tail) =
-            parts.unwrap_or_else(|| panic!("{}: no place for fields", page.display()));
-        let wanted = format!("{head}{}{tail}", fields(kind));
-        if write {
-            std::fs::write(&page, wanted).unwrap();
-        } else if text != wanted {
-            panic!(
-                "{} is older than the kind: run `make manifests`",
-                page.display()
-            );
+        compare(&page(kind), FIELDS, &fields(kind));
+    }
+}
+
+/// All objects below `manifests/` that are about rights; examples apart, and what is for tests only.
+fn rights_objects() -> Vec<Value> {
+    let mut folders = ["base", "optional", "overlays"]
+        .map(|name| package("manifests").join(name))
+        .to_vec();
+    let mut files = Vec::new();
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|ext| ext == "yaml") {
+                files.push(path);
+            }
         }
     }
+    files.sort();
+    let objects = files.iter().flat_map(|file| {
+        let text = read(file);
+        let documents: Vec<Value> = serde_saphyr::from_multiple(&text)
+            .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+        documents
+    });
+    let group = |object: &Value| {
+        let version = object["apiVersion"].as_str().unwrap_or_default();
+        version.starts_with("rbac.authorization.k8s.io/")
+    };
+    objects.filter(group).collect()
+}
+
+fn words(list: &Value) -> String {
+    let words = list.as_array().into_iter().flatten();
+    let words: Vec<&str> = words.filter_map(Value::as_str).collect();
+    words.join(", ")
+}
+
+/// Who may do what, a row for each rule.
+fn rights() -> String {
+    let objects = rights_objects();
+    let mut holders: BTreeMap<(String, String), BTreeSet<String>> = BTreeMap::new();
+    let name = |object: &Value| object["metadata"]["name"].as_str().unwrap().to_owned();
+    let kind = |object: &Value| object["kind"].as_str().unwrap().to_owned();
+    for object in &objects {
+        if kind(object).ends_with("Binding") {
+            let role = &object["roleRef"];
+            let role = (kind(role), role["name"].as_str().unwrap().to_owned());
+            for subject in object["subjects"].as_array().unwrap() {
+                let who = format!("{} {}", kind(subject), subject["name"].as_str().unwrap());
+                holders.entry(role.clone()).or_default().insert(who);
+            }
+        }
+        let labels = object["metadata"]["labels"]
+            .as_object()
+            .into_iter()
+            .flatten();
+        for (label, _) in labels {
+            if let Some(role) = label.strip_prefix("rbac.authorization.k8s.io/aggregate-to-") {
+                let own = (kind(object), name(object));
+                let who = format!("whoever has `{role}`");
+                holders.entry(own).or_default().insert(who);
+            }
+        }
+    }
+    let mut table = "\n| role | held by | may | of |\n|---|---|---|---|\n".to_owned();
+    for object in objects.iter().filter(|object| object["rules"].is_array()) {
+        let who = holders.remove(&(kind(object), name(object)));
+        let who = who.unwrap_or_else(|| panic!("nobody has {}", name(object)));
+        let who: Vec<String> = who.into_iter().collect();
+        let place = match object["metadata"]["namespace"].as_str() {
+            Some(namespace) => format!(" in `{namespace}`"),
+            None => String::new(),
+        };
+        let role = format!("{} `{}`{place}", kind(object), name(object));
+        for rule in object["rules"].as_array().unwrap() {
+            let group = match words(&rule["apiGroups"]).as_str() {
+                "" => String::new(),
+                group => format!(" ({group})"),
+            };
+            let names = match words(&rule["resourceNames"]).as_str() {
+                "" => String::new(),
+                names => format!(": {names} only"),
+            };
+            let (verbs, kinds) = (words(&rule["verbs"]), words(&rule["resources"]));
+            let who = who.join(", ");
+            writeln!(
+                table,
+                "| {role} | {who} | {verbs} | {kinds}{group}{names} |"
+            )
+            .unwrap();
+        }
+    }
+    // A binding to a role of the cluster's own would be here.
+    assert!(holders.is_empty(), "{holders:?}");
+    table.push('\n');
+    table
+}
+
+#[test]
+fn the_rights_of_everybody_are_those_of_the_manifests() {
+    compare(&package("docs/security.md"), RIGHTS, &rights());
 }
 
 /// Pages of `docs/` and those in the root.
