@@ -7,7 +7,7 @@ CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench bench-scale critest cluster node cluster-down install image clean manifests
+.PHONY: help build test lint fmt bench bench-scale critest cluster node cluster-down install krew image clean manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -52,10 +52,21 @@ install: build ## install the binary and the systemd unit below PREFIX (and DEST
 	sed 's|/usr/local/bin/larder|$(PREFIX)/bin/larder|' manifests/systemd/larder.service \
 		>$(DESTDIR)$(PREFIX)/lib/systemd/system/larder.service
 
-manifests: ## write the CRDs of the Rust types into manifests/, and their fields into docs/kinds/
+manifests: ## write the CRDs of the Rust types into manifests/, and their fields and the roles' rights into docs/
 	$(CARGO) build --locked
 	$(TARGET_DIR)/debug/larder crds >manifests/base/crds/crds.yaml
-	LARDER_WRITE_DOCS=yes $(CARGO) test --locked --test it -- --exact docs::each_kind_has_a_page_with_all_its_fields
+	LARDER_WRITE_DOCS=yes $(CARGO) test --locked --test it -- --exact docs::each_kind_has_a_page_with_all_its_fields \
+		docs::the_rights_of_everybody_are_those_of_the_manifests
+
+KREW = $(TARGET_DIR)/krew
+ARCH = $(patsubst aarch64,arm64,$(patsubst x86_64,amd64,$(shell uname -m)))
+
+krew: build ## pack kubectl-larder for krew, with its manifest, into target/krew
+	install -D -m 0755 $(TARGET_DIR)/release/kubectl-larder $(KREW)/kubectl-larder
+	install -m 0644 LICENSE $(KREW)/LICENSE
+	tar -C $(KREW) --owner=0 --group=0 -czf $(KREW)/kubectl-larder_linux_$(ARCH).tar.gz kubectl-larder LICENSE
+	sum=$$(sha256sum <$(KREW)/kubectl-larder_linux_$(ARCH).tar.gz | cut -d' ' -f1) && \
+		sed "/linux_$(ARCH)/{n;s/0\{64\}/$$sum/}" manifests/krew/larder.yaml >$(KREW)/larder.yaml
 
 image: ## build the container image as IMAGE
 	docker build --tag $(IMAGE) .

@@ -15,6 +15,7 @@ mod doors;
 mod erofs;
 mod helm;
 mod ingest;
+mod krew;
 mod kube_api;
 mod kube_install;
 mod kube_node;
