@@ -17,17 +17,42 @@ use super::{Cache, Error};
 /// After a run that found nothing to remove, for the disk's sake alone.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// What an emergency did.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Runs that follow each other within this time are one emergency: a disk that others fill goes on being full.
+const EPISODE: Duration = Duration::from_secs(600);
+
+/// What an emergency did, over all of its runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Emergency {
-    /// When it ended.
+    /// When its first run ended.
+    pub began: Timestamp,
+    /// When its last run ended.
     pub at: Timestamp,
     /// Images removed.
     pub images: u64,
     /// What that gave back.
     pub freed_bytes: u64,
-    /// What was wanted besides, and nothing could give.
+    /// What was wanted besides, and nothing could give: of the run that fell shortest.
     pub short_bytes: u64,
+}
+
+impl Emergency {
+    /// Another run: one more of the emergency before it, or the first of a new one.
+    fn after(self, before: Option<Emergency>) -> Emergency {
+        let goes_on = |before: &Emergency| {
+            let since = self.at.duration_since(before.at);
+            Duration::try_from(since).is_ok_and(|since| since <= EPISODE)
+        };
+        let Some(before) = before.filter(goes_on) else {
+            return self;
+        };
+        Emergency {
+            began: before.began,
+            at: self.at,
+            images: before.images.saturating_add(self.images),
+            freed_bytes: before.freed_bytes.saturating_add(self.freed_bytes),
+            short_bytes: before.short_bytes.max(self.short_bytes),
+        }
+    }
 }
 
 /// What is known of the disk.
@@ -49,7 +74,7 @@ impl Cache {
 
     /// The last emergency since the start.
     pub fn last_emergency(&self) -> Option<Emergency> {
-        self.watch().last.clone()
+        self.watch().last
     }
 
     /// Sets the band for a file system of so many bytes.
@@ -88,16 +113,18 @@ impl Cache {
         }
         let _one = self.inner.pruning.lock().await;
         let kept = self.free_kept(target).await?;
-        let (mut images, disk) = self.candidates(Cause::Emergency).await?;
+        let (mut images, disk) = match self.candidates(Cause::Emergency).await {
+            Ok(found) => found,
+            Err(error) => {
+                let available = self.space().await?.available;
+                // Whatever may go, nobody knows it.
+                self.note(0, 0, target.saturating_sub(available), pods_wait);
+                return Err(error);
+            }
+        };
         if disk.available >= target {
             // Or somebody else made room while this waited.
-            let enough = Emergency {
-                at: Timestamp::now(),
-                images: 0,
-                freed_bytes: kept,
-                short_bytes: 0,
-            };
-            return Ok((kept > 0).then_some(enough));
+            return Ok((kept > 0).then(|| self.note(0, kept, 0, pods_wait)));
         }
         if !pods_wait {
             for image in &mut images {
@@ -114,12 +141,9 @@ impl Cache {
             weak && pods_wait
         };
         let done = self.carry_out(plan, Cause::Emergency, breaks).await?;
-        let emergency = Emergency {
-            at: Timestamp::now(),
-            images: done.plan.remove.len() as u64,
-            freed_bytes: done.plan.free_bytes.saturating_add(kept),
-            short_bytes,
-        };
+        let images = done.plan.remove.len() as u64;
+        let freed = done.plan.free_bytes.saturating_add(kept);
+        let emergency = self.note(images, freed, short_bytes, pods_wait);
         if short_bytes > 0 {
             let Disk { available, .. } = disk;
             tracing::warn!(
@@ -130,7 +154,6 @@ impl Cache {
                 "The disk is nearly full, and no more images may go"
             );
         }
-        self.watch().last = Some(emergency.clone());
         Ok(Some(emergency))
     }
 
@@ -166,6 +189,28 @@ impl Cache {
         if let Err(error) = self.free_kept(target).await {
             tracing::warn!(err = %error, "What is kept was not removed from a full disk");
         }
+    }
+
+    /// Remembers a run, and tells what it did.
+    fn note(&self, images: u64, freed_bytes: u64, short_bytes: u64, pods_wait: bool) -> Emergency {
+        let now = Timestamp::now();
+        let run = Emergency {
+            began: now,
+            at: now,
+            images,
+            freed_bytes,
+            short_bytes,
+        };
+        // Where nobody but a prepull wants the room, its own status tells that there is none.
+        let told = Emergency {
+            short_bytes: if pods_wait { short_bytes } else { 0 },
+            ..run
+        };
+        if told.images > 0 || told.short_bytes > 0 {
+            let mut watch = self.watch();
+            watch.last = Some(told.after(watch.last));
+        }
+        run
     }
 
     /// Looks at the disk: others fill it too.
@@ -217,5 +262,41 @@ fn harden(protection: &mut Protection) {
         Protection::Declared { pinned, .. } => *pinned = true,
         Protection::Grace { .. } => *protection = Protection::Leased,
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(second: i64, images: u64, short_bytes: u64) -> Emergency {
+        let at = Timestamp::from_second(second).unwrap();
+        Emergency {
+            began: at,
+            at,
+            images,
+            freed_bytes: images * 10,
+            short_bytes,
+        }
+    }
+
+    #[test]
+    fn runs_that_follow_each_other_are_one_emergency() {
+        let first = run(1000, 2, 0).after(None);
+        assert_eq!(first, run(1000, 2, 0));
+        let second = run(1600, 1, 7).after(Some(first));
+        let third = run(2200, 0, 5).after(Some(second));
+        assert_eq!(
+            third,
+            Emergency {
+                began: first.began,
+                short_bytes: 7,
+                ..run(2200, 3, 0)
+            }
+        );
+        for other in [2801, 2000] {
+            // Long after, or by a clock that was set back.
+            assert_eq!(run(other, 1, 0).after(Some(third)), run(other, 1, 0));
+        }
     }
 }

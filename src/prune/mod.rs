@@ -17,4 +17,5 @@ pub use emergency::{EMERGENCY, emergency};
 pub use pattern::Pattern;
 pub use plan::{plan, reserve};
 pub use selector::{Operator, Requirement, Selector};
+pub use wording::size;
 pub use words::{Candidate, Disk, Kept, Match, Part, Plan, Policy, Protection, Removal, Rule};

@@ -125,8 +125,8 @@ pub(super) fn about(duration: Duration) -> String {
     }
 }
 
-/// Three digits at most, in powers of 1000 as disks are sold and `df -H` counts.
-pub(super) fn size(bytes: u64) -> String {
+/// Bytes for people: three digits at most, in powers of 1000 as disks are sold and `df -H` counts.
+pub fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut units = ["B", "kB", "MB", "GB", "TB", "PB"].into_iter();
     let mut unit = units.next().unwrap_or_default();

@@ -4,7 +4,9 @@ use crate::cache::{
     Cache, Credentials, Declaration, Error, ErrorKind, ImageView, Priority, PullRequest, Visibility,
 };
 use crate::image::Reference;
-use crate::k8s::agent::{BoxFuture, Declared, Figures, HeldImage, Images, PullFailure, Want};
+use crate::k8s::agent::{
+    BoxFuture, Declared, Emergency, Figures, HeldImage, Images, PullFailure, Want,
+};
 use crate::k8s::api::reason;
 
 use super::{failure, offered, space};
@@ -178,6 +180,13 @@ impl Images for LarderImages {
                 images: usage.images,
                 layers: usage.layers,
                 healthy: self.cache.is_healthy(),
+                emergency: self.cache.last_emergency().map(|last| Emergency {
+                    began: last.began,
+                    at: last.at,
+                    images: last.images,
+                    freed_bytes: last.freed_bytes,
+                    short_bytes: last.short_bytes,
+                }),
             })
         })
     }

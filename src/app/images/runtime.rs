@@ -342,6 +342,7 @@ impl Images for NodeImages {
                 // CRI does not tell.
                 layers: 0,
                 healthy: true,
+                emergency: None,
             })
         })
     }

@@ -112,7 +112,10 @@ impl Core {
     /// Takes in a message. Deciding comes after a batch of them.
     pub(super) fn take(&mut self, message: Message) {
         match message {
-            Message::Reported(status) => self.before.conditions = status.conditions,
+            Message::Reported(status) => {
+                self.before.conditions = status.conditions;
+                self.before.emergency = status.emergency;
+            }
             Message::Pruned(output) => {
                 self.pruned = output;
                 // Images may have gone.

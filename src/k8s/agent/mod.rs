@@ -46,8 +46,8 @@ pub use plan::Limits;
 pub use prepull::{Identity as PrepullIdentity, Kind, Unit};
 pub use prune::PruneTiming;
 pub use seam::{
-    BoxFuture, Declared, Figures, HeldImage, Images, PruneFault, Pruning, PullFailure, Want,
-    WantCredentials,
+    BoxFuture, Declared, Emergency, Figures, HeldImage, Images, PruneFault, Pruning, PullFailure,
+    Want, WantCredentials,
 };
 pub use view::{ApiView, ImageState, ImageView, PrepullView, View};
 pub use watch::{Link, Trouble, Watched};

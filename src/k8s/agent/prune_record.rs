@@ -247,12 +247,12 @@ fn keep_largest(top: &mut Vec<PruneTop>, entry: PruneTop) {
     }
 }
 
-fn signed(bytes: u64) -> i64 {
+pub(super) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// The API keeps whole seconds: what is read back must be what was written.
-fn seconds(at: Timestamp) -> Time {
+pub(super) fn seconds(at: Timestamp) -> Time {
     Time(Timestamp::from_second(at.as_second()).unwrap_or(at))
 }
 

@@ -2,6 +2,7 @@
 //! write. Bytes, counts of attempts and times never are.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -10,13 +11,14 @@ use super::assign::Hold;
 use super::inventory::{Inventory, Pulls};
 use super::metrics::ImageCounts;
 use super::plan::Work;
-use super::prepull::Unit;
+use super::prepull::{Unit, later};
 use super::prune;
+use super::prune_record::{seconds, signed};
 use super::retry::{Attempts, News};
-use super::seam::Figures;
+use super::seam::{Emergency, Figures};
 use crate::k8s::api::{
-    self, HeldPrepull, HoldState, ImageFailure, MAX_REPORTED, NodeImageCacheStatus, PruneReport,
-    StoreFigures, condition, reason,
+    self, EmergencyReport, HeldPrepull, HoldState, ImageFailure, MAX_REPORTED,
+    NodeImageCacheStatus, PruneReport, StoreFigures, condition, reason,
 };
 
 /// Failures that a report lists.
@@ -29,6 +31,8 @@ const MAX_PRUNES_WITH_TOP: usize = 16;
 const SHORT: u64 = 8;
 /// it is not any more above this one.
 const ENOUGH: u64 = 10;
+/// So long it counts that nothing gave the room that was wanted: whoever wants it still has tried again by then.
+const SHORTAGE: Duration = Duration::from_secs(600);
 
 /// Reasons of conditions of a node.
 mod node_reason {
@@ -221,6 +225,11 @@ pub(super) fn report(
                 ..told.report.clone()
             })
             .collect(),
+        emergency: match facts.figures.and_then(|figures| figures.emergency) {
+            Some(emergency) => Some(emergency_report(&emergency)),
+            // Of an earlier run of this agent.
+            None => before.emergency.clone(),
+        },
         conditions: conditions(facts, &progress, before, now),
     }
 }
@@ -333,16 +342,33 @@ fn conditions(
         let limit = if was_short { ENOUGH } else { SHORT };
         free < u128::from(figures.capacity_bytes) * u128::from(limit)
     });
-    let pressure = of(
-        condition::DISK_PRESSURE,
-        short,
-        match short {
-            Some(true) => node_reason::NO_SPACE,
-            Some(false) => node_reason::SPACE,
-            None => reason::UNKNOWN,
-        },
-        String::new(),
-    );
+    let emergency = facts.figures.and_then(|figures| figures.emergency);
+    let shortage = emergency.filter(|emergency| {
+        // Nor by a clock that was set back since.
+        let lasts = emergency.at <= now && now <= later(emergency.at, SHORTAGE);
+        emergency.short_bytes > 0 && lasts
+    });
+    let pressure = match (shortage, short) {
+        (Some(shortage), _) => of(
+            condition::DISK_PRESSURE,
+            Some(true),
+            reason::INSUFFICIENT_SPACE,
+            format!(
+                "{} bytes are wanted that no image may go for; see: larder prune -a --dry-run --explain",
+                shortage.short_bytes
+            ),
+        ),
+        (None, short) => of(
+            condition::DISK_PRESSURE,
+            short,
+            match short {
+                Some(true) => node_reason::NO_SPACE,
+                Some(false) => node_reason::SPACE,
+                None => reason::UNKNOWN,
+            },
+            String::new(),
+        ),
+    };
     let synced = of(
         condition::API_SYNCED,
         Some(facts.synced.synced),
@@ -361,8 +387,16 @@ fn conditions(
     conditions
 }
 
+fn emergency_report(emergency: &Emergency) -> EmergencyReport {
+    EmergencyReport {
+        time: Some(seconds(emergency.began)),
+        removed_images: signed(emergency.images),
+        freed_bytes: signed(emergency.freed_bytes),
+        short_bytes: signed(emergency.short_bytes),
+    }
+}
+
 fn figures(figures: &Figures) -> StoreFigures {
-    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
     // No file system is this small: it is another's, in a place that this agent does not see.
     let known = figures.capacity_bytes > 0;
     StoreFigures {
@@ -388,6 +422,8 @@ pub(super) struct Essence {
     failing: BTreeSet<String>,
     conditions: BTreeMap<String, String>,
     pruned: BTreeMap<String, PruneReport>,
+    /// When it began, and whether it fell short: how much went meanwhile is told with the next report.
+    emergency: Option<(Option<Time>, bool)>,
     version: String,
 }
 
@@ -421,6 +457,10 @@ impl Essence {
                 .iter()
                 .map(|prune| (prune.uid.clone(), prune.clone()))
                 .collect(),
+            emergency: status
+                .emergency
+                .as_ref()
+                .map(|emergency| (emergency.time.clone(), emergency.short_bytes > 0)),
             version: status.agent_version.clone(),
         }
     }

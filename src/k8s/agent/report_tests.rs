@@ -261,6 +261,63 @@ fn a_disk_is_short_until_it_has_clearly_enough() {
 }
 
 #[test]
+fn an_emergency_is_told_once_and_again_where_it_falls_short() {
+    let mut node = Node::new(Vec::new());
+    let quiet = node.report(&NodeImageCacheStatus::default(), now());
+    assert_eq!(quiet.emergency, None);
+    let mut emergency = Emergency {
+        began: now(),
+        at: now(),
+        images: 3,
+        freed_bytes: 500,
+        short_bytes: 0,
+    };
+    node.figures.emergency = Some(emergency);
+    let minute = |n: u64| later(now(), Duration::from_secs(60 * n));
+    let first = node.report(&quiet, minute(1));
+    let change = |one: &NodeImageCacheStatus, other: &NodeImageCacheStatus| {
+        Essence::of(one)
+            .change(&Essence::of(other), &BTreeMap::new(), 50)
+            .is_some()
+    };
+    assert!(change(&quiet, &first));
+    let pressure = |status: &NodeImageCacheStatus| {
+        let mut conditions = status.conditions.iter();
+        let found = conditions.find(|condition| condition.type_ == "DiskPressure");
+        let found = found.unwrap();
+        format!("{} {}", found.status, found.reason)
+    };
+    assert_eq!(pressure(&first), "False SufficientSpace");
+    // It goes on: no news.
+    emergency = Emergency {
+        at: minute(2),
+        images: 5,
+        ..emergency
+    };
+    node.figures.emergency = Some(emergency);
+    let second = node.report(&first, minute(2));
+    assert_eq!(second.emergency.as_ref().unwrap().removed_images, 5);
+    assert!(!change(&first, &second));
+    // Nothing more may go.
+    emergency.short_bytes = 70;
+    node.figures.emergency = Some(emergency);
+    let third = node.report(&second, minute(3));
+    assert!(change(&second, &third));
+    assert_eq!(pressure(&third), "True InsufficientSpace");
+    assert_eq!(
+        pressure(&node.report(&third, minute(13))),
+        "False SufficientSpace"
+    );
+    // What an earlier run of the agent did stays told; written and read back, it is the same.
+    node.figures.emergency = None;
+    let restarted = node.report(&third, minute(14));
+    assert_eq!(restarted.emergency, third.emergency);
+    let json = serde_json::to_string(&third).unwrap();
+    let read: NodeImageCacheStatus = serde_json::from_str(&json).unwrap();
+    assert_eq!(Essence::of(&read), Essence::of(&third));
+}
+
+#[test]
 fn bytes_and_attempts_are_not_worth_a_write() {
     let mut node = Node::new(vec![hold("p", &["a", "b"]), hold("q", &["c"])]);
     node.holds[1].desired = 5000;

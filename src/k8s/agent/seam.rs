@@ -6,6 +6,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::Timestamp;
+
 use crate::image::{Digest, Platform, Reference};
 use crate::prune::{Candidate, Disk};
 
@@ -135,6 +137,23 @@ pub struct Figures {
     pub layers: u64,
     /// The last check of the store found no damage.
     pub healthy: bool,
+    /// The last time since the start that images went, or should have gone, because the disk was nearly full.
+    pub emergency: Option<Emergency>,
+}
+
+/// What was done for the sake of a disk that was nearly full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Emergency {
+    /// When it began: two that began at the same time are one, which goes on.
+    pub began: Timestamp,
+    /// When something was done last.
+    pub at: Timestamp,
+    /// Images removed.
+    pub images: u64,
+    /// What that gave back.
+    pub freed_bytes: u64,
+    /// What a pod's pull, or the band of the disk, wanted besides, and nothing could give.
+    pub short_bytes: u64,
 }
 
 /// Why an image is not held.

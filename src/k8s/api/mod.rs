@@ -25,7 +25,7 @@ pub use names::{
     VERSION, condition, reason,
 };
 pub use node_image_cache::{
-    HeldPrepull, HoldState, ImageFailure, Inventory, MAX_REPORTED, NodeImageCache,
+    EmergencyReport, HeldPrepull, HoldState, ImageFailure, Inventory, MAX_REPORTED, NodeImageCache,
     NodeImageCacheStatus, PruneReport, PruneState, PruneTop, StoreFigures,
 };
 pub use percent::{IntOrPercent, PercentError};

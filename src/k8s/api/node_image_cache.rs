@@ -68,6 +68,9 @@ pub struct NodeImageCacheStatus {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub prunes: Vec<PruneReport>,
+    /// The last time that images went, or should have gone, because the disk was nearly full.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub emergency: Option<EmergencyReport>,
     /// `Ready`, `StoreHealthy`, `DiskPressure`, `ApiSynced`; `PruneReady` where a prune policy chooses the node.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "super::schema::conditions")]
@@ -171,6 +174,21 @@ pub struct ImageFailure {
     /// Of the last attempt.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
+}
+
+/// What was done for the sake of a disk that was nearly full.
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct EmergencyReport {
+    /// When it began. What follows within ten minutes is part of it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+    /// Images removed.
+    pub removed_images: i64,
+    /// Bytes freed by them.
+    pub freed_bytes: i64,
+    /// Bytes that a pull or the reserved band of the disk wanted besides, and nothing could give.
+    pub short_bytes: i64,
 }
 
 /// How far a node is with one prune policy, and what its last run did.

@@ -9,6 +9,7 @@ use k8s_openapi::jiff::Timestamp;
 
 use super::declared::{Declared, Key};
 use super::desk::{Answer, Desk, Errand, Question};
+use super::emergencies::Emergencies;
 use super::gate::Opening;
 use super::lookups::ImageFault;
 use super::malformed::{Fault, Malformed};
@@ -114,6 +115,7 @@ pub(super) struct Board {
     pub(super) policies: Policies,
     pub(super) desk: Desk,
     pub(super) malformed: Malformed,
+    emergencies: Emergencies,
     pub(super) writes: Bucket,
     pub(super) writing: usize,
     pub(super) gathering: usize,
@@ -134,6 +136,7 @@ impl Board {
             policies: Policies::default(),
             desk: Desk::default(),
             malformed: Malformed::default(),
+            emergencies: Emergencies::default(),
             writes: Bucket::for_writes(now),
             writing: 0,
             gathering: 0,
@@ -291,6 +294,7 @@ impl Board {
 
     /// Takes a report in.
     pub(super) fn apply_report(&mut self, object: NodeImageCache, now: Instant) {
+        self.emergencies.seen(&object);
         let mut changed = Vec::new();
         let (number, change) = self.nodes.apply_report(object, now, |id| changed.push(id));
         self.report_changed(number, &changed, now);
@@ -301,6 +305,7 @@ impl Board {
 
     /// A report is gone.
     pub(super) fn remove_report(&mut self, name: &str, now: Instant) {
+        self.emergencies.forget(name);
         let mut changed = Vec::new();
         if let Some(number) = self.nodes.remove_report(name, |id| changed.push(id)) {
             self.report_changed(number, &changed, now);
@@ -432,6 +437,7 @@ impl Board {
         effects.extend(self.desk.start(now).into_iter().map(Effect::Ask));
         if self.leading {
             effects.extend(self.malformed.due(now).into_iter().map(Effect::Condemn));
+            effects.extend(self.emergencies.take(wall).map(Effect::Note));
         }
         effects
     }

@@ -545,3 +545,33 @@ proptest! {
         prop_assert_eq!(nodes.ready + nodes.failed, nodes.desired);
     }
 }
+
+#[test]
+fn only_who_leads_tells_of_emergencies() {
+    let mut world = World::new();
+    world.nodes(1);
+    world.settle();
+    let report = |second: u32| {
+        serde_json::from_value(json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "NodeImageCache",
+            "metadata": {"name": "n0", "ownerReferences": [
+                {"apiVersion": "v1", "kind": "Node", "name": "n0", "uid": "node-0"}]},
+            "status": {"emergency": {"time": format!("2026-11-21T11:59:{second:02}Z"), "removedImages": 1}},
+        }))
+        .unwrap()
+    };
+    let now = world.now;
+    world.board.apply_report(report(1), now);
+    world.settle();
+    assert_eq!(world.reasons(), ["EmergencyPrune"]);
+    world.board.lead(false, now);
+    world.board.apply_report(report(2), now);
+    world.settle();
+    assert_eq!(world.notes.len(), 1);
+    // Whoever led may have gone before he told it.
+    world.board.lead(true, now);
+    world.settle();
+    assert_eq!(world.notes.len(), 2);
+    assert_eq!(world.notes[1].kind, "Node");
+    assert_eq!(world.notes[1].uid, "node-0");
+}

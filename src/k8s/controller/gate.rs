@@ -56,6 +56,7 @@ impl Opening {
             reason: "GateOpened",
             action: "Gate",
             text,
+            at: None,
         }
     }
 }

@@ -71,6 +71,7 @@ impl Fault {
             reason: reason::INVALID_SPEC,
             action: "Read",
             text: self.message(),
+            at: None,
         }
     }
 

@@ -9,6 +9,7 @@ mod board_tests;
 mod board_world;
 mod declared;
 mod desk;
+mod emergencies;
 mod failures;
 mod gate;
 mod gather;

@@ -1,5 +1,7 @@
 //! What people are told by events: turns of a rollout, each once. Pure.
 
+use k8s_openapi::jiff::Timestamp;
+
 use super::declared::Declared;
 use super::revision::{is_current, moved};
 use super::status::{is_complete, is_true, reason_of};
@@ -13,7 +15,7 @@ const NAMED: usize = 5;
 /// Something to tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Note {
-    /// The prepull.
+    /// The object that it is about.
     pub(super) kind: &'static str,
     pub(super) namespace: String,
     pub(super) name: String,
@@ -23,9 +25,14 @@ pub(super) struct Note {
     pub(super) reason: &'static str,
     pub(super) action: &'static str,
     pub(super) text: String,
+    /// When it happened, where others may tell the same: one event of an object, a reason and a time is enough.
+    pub(super) at: Option<Timestamp>,
 }
 
 impl Note {
+    /// The one kind that is not ours.
+    pub(super) const NODE: &str = "Node";
+
     pub(super) fn new(
         about: &Declared,
         warning: bool,
@@ -43,6 +50,7 @@ impl Note {
             reason,
             action,
             text: text.chars().take(MAX_NOTE).collect(),
+            at: None,
         }
     }
 }

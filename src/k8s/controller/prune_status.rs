@@ -195,6 +195,7 @@ pub(super) fn notes(
             reason,
             action: "Rollout",
             text: text.chars().take(900).collect(),
+            at: None,
         });
     };
     let new = &after.status;

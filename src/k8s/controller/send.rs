@@ -16,6 +16,7 @@ use super::board::Write;
 use super::declared::{Declared, Kind};
 use super::gate::Opening;
 use super::malformed::Fault;
+use super::nodes::id;
 use super::notes::Note;
 use super::pace::Bucket;
 use super::prune::{self, PolicyWrite};
@@ -257,6 +258,8 @@ impl Herald {
         let api: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
         match timeout(REQUEST, api.create(&PostParams::default(), &event)).await {
             Ok(Ok(_)) => Ok(true),
+            // Another replica told it.
+            Ok(Err(kube::Error::Api(status))) if status.is_already_exists() => Ok(false),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("the API server did not answer in time".to_owned()),
         }
@@ -271,7 +274,11 @@ impl Herald {
         let now = Timestamp::now();
         // As other writers name them: the object, and a number that no other event of it has.
         let name: String = note.name.chars().take(200).collect();
-        let unique = now.as_nanosecond().unsigned_abs() ^ u128::from(self.number);
+        let unique = match note.at {
+            None => now.as_nanosecond().unsigned_abs() ^ u128::from(self.number),
+            // The same for every replica.
+            Some(at) => u128::from(id(&format!("{} {} {at}", note.uid, note.reason))),
+        };
         Event {
             metadata: ObjectMeta {
                 name: Some(format!("{}.{unique:x}", name.trim_end_matches(['.', '-']))),
@@ -283,12 +290,15 @@ impl Herald {
             note: Some(note.text),
             reason: Some(note.reason.to_owned()),
             regarding: Some(ObjectReference {
-                api_version: Some(format!("{GROUP}/{VERSION}")),
+                api_version: Some(match note.kind {
+                    Note::NODE => "v1".to_owned(),
+                    _ => format!("{GROUP}/{VERSION}"),
+                }),
                 kind: Some(note.kind.to_owned()),
                 name: Some(note.name),
                 namespace: Some(note.namespace).filter(|namespace| !namespace.is_empty()),
                 uid: Some(note.uid),
-                resource_version: Some(note.version),
+                resource_version: Some(note.version).filter(|version| !version.is_empty()),
                 ..ObjectReference::default()
             }),
             reporting_controller: Some(format!("{GROUP}/{CONTROLLER_NAME}")),
