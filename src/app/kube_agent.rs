@@ -14,7 +14,7 @@ use crate::control::proto;
 use crate::image::Platform;
 use crate::k8s::agent::{
     self, Agent, ApiView, ImageState, ImageView, Images, Limits, Link, PrepullView, PruneTiming,
-    Pruning, View,
+    PruneView, Pruning, View,
 };
 use crate::k8s::connect::{ApiServer, Connection};
 use crate::lifecycle::{Readiness, Shutdown};
@@ -165,6 +165,45 @@ fn response(view: &View) -> proto::StatusResponse {
             .map(|(file, message)| proto::ManifestFault { file, message })
             .collect(),
         prepulls: view.prepulls.iter().map(prepull).collect(),
+        prunes: view.prunes.iter().map(prune).collect(),
+        emergency: view.emergency.map(|emergency| proto::EmergencyStatus {
+            began: emergency.began.to_string(),
+            removed_images: emergency.images,
+            freed_bytes: emergency.freed_bytes,
+            short_bytes: emergency.short_bytes,
+        }),
+    }
+}
+
+fn prune(view: &PruneView) -> proto::PrunePolicyStatus {
+    let unsigned = |number: i64| u64::try_from(number).unwrap_or(0);
+    let report = &view.report;
+    proto::PrunePolicyStatus {
+        policy: report.policy.clone(),
+        file: view.file.clone(),
+        revision: report.revision.clone(),
+        mode: if view.enforces { "Enforce" } else { "DryRun" }.to_owned(),
+        state: format!("{:?}", report.state),
+        reason: view.reason.clone(),
+        message: view.message.clone(),
+        last_run: match &report.last_run_time {
+            Some(time) => time.0.to_string(),
+            None => String::new(),
+        },
+        next_run: view.next.map(|at| at.to_string()).unwrap_or_default(),
+        removed_images: unsigned(report.removed_images),
+        freed_bytes: unsigned(report.freed_bytes),
+        would_remove_images: unsigned(report.would_remove_images),
+        would_free_bytes: unsigned(report.would_free_bytes),
+        top: report
+            .top
+            .iter()
+            .map(|top| proto::PrunedImage {
+                image: top.image.clone(),
+                rule: top.rule.clone(),
+                bytes: unsigned(top.bytes),
+            })
+            .collect(),
     }
 }
 

@@ -6,17 +6,22 @@ use serde::Serialize;
 use super::Done;
 use super::client::Client;
 use super::failure::Failure;
-use super::output::{count, facts, familiar, say, short, table};
+use super::output::{ago, count, facts, familiar, say, short, size, table, wrapped};
 use super::run::Terminal;
-use crate::control::proto::{PrepullImage, PrepullStatus, StatusRequest, StatusResponse};
+use crate::control::proto::{
+    PrepullImage, PrepullStatus, PrunePolicyStatus, StatusRequest, StatusResponse,
+};
 
 pub(super) const AFTER: &str = "\
-What this node holds because a prepull declares it, what it waits for, and what went wrong. With -q: the prepulls that
-are not ready, which are none where all is well.
+What this node holds because a prepull declares it, what it waits for, and what went wrong; what prune policies
+removed, or would, and why not. With -q: the prepulls that are not ready, which are none where all is well.
 
 Examples:
   larder status
   larder status -o json | jq -r '.prepulls[] | select(.state == \"Failed\") | .name'";
+
+/// Columns of what is said in sentences.
+const WIDTH: usize = 80;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {}
@@ -30,6 +35,50 @@ struct View {
     #[serde(skip_serializing_if = "Option::is_none")]
     manifests: Option<ManifestsView>,
     prepulls: Vec<PrepullView>,
+    prunes: Vec<PruneView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    emergency: Option<EmergencyView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PruneView {
+    policy: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    file: String,
+    revision: String,
+    mode: String,
+    state: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    reason: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    message: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    last_run: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    next_run: String,
+    removed_images: u64,
+    freed_bytes: u64,
+    would_remove_images: u64,
+    would_free_bytes: u64,
+    top: Vec<PrunedView>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct PrunedView {
+    image: String,
+    rule: String,
+    bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct EmergencyView {
+    began: String,
+    removed_images: u64,
+    freed_bytes: u64,
+    short_bytes: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -164,6 +213,40 @@ fn view(status: StatusResponse) -> View {
                 .collect(),
         }),
         prepulls: status.prepulls.into_iter().map(prepull).collect(),
+        prunes: status.prunes.into_iter().map(prune).collect(),
+        emergency: status.emergency.map(|emergency| EmergencyView {
+            began: emergency.began,
+            removed_images: emergency.removed_images,
+            freed_bytes: emergency.freed_bytes,
+            short_bytes: emergency.short_bytes,
+        }),
+    }
+}
+
+fn prune(prune: PrunePolicyStatus) -> PruneView {
+    PruneView {
+        policy: prune.policy,
+        file: prune.file,
+        revision: prune.revision,
+        mode: prune.mode,
+        state: prune.state,
+        reason: prune.reason,
+        message: prune.message,
+        last_run: prune.last_run,
+        next_run: prune.next_run,
+        removed_images: prune.removed_images,
+        freed_bytes: prune.freed_bytes,
+        would_remove_images: prune.would_remove_images,
+        would_free_bytes: prune.would_free_bytes,
+        top: prune
+            .top
+            .into_iter()
+            .map(|top| PrunedView {
+                image: top.image,
+                rule: top.rule,
+                bytes: top.bytes,
+            })
+            .collect(),
     }
 }
 
@@ -210,7 +293,7 @@ fn name(prepull: &PrepullStatus) -> String {
 }
 
 fn text(status: &StatusResponse, now: Timestamp) -> String {
-    let mut parts = vec![head(status)];
+    let mut parts = vec![head(status, now)];
     if status.prepulls.is_empty() {
         parts.push("No prepull chooses this node.".to_owned());
     } else {
@@ -264,10 +347,49 @@ fn text(status: &StatusResponse, now: Timestamp) -> String {
     if !failures.is_empty() {
         parts.push(failures.join("\n"));
     }
+    if !status.prunes.is_empty() {
+        parts.push(table(
+            ["PRUNE", "MODE", "RAN", "IMAGES", "BYTES", "WHY"],
+            status.prunes.iter().map(|prune| pruned(prune, now)),
+            &[],
+        ));
+        let told = status
+            .prunes
+            .iter()
+            .filter(|prune| !prune.message.is_empty());
+        parts.extend(told.map(|prune| {
+            let told = format!("{}: {}", prune.policy, prune.message);
+            wrapped(&told, "  ", WIDTH)
+        }));
+    }
     parts.join("\n\n")
 }
 
-fn head(status: &StatusResponse) -> String {
+/// What a policy did, or would do, and what keeps it from it.
+fn pruned(prune: &PrunePolicyStatus, now: Timestamp) -> [String; 6] {
+    let (images, bytes) = match (prune.would_remove_images, prune.removed_images) {
+        (0, 0) => ("none".to_owned(), String::new()),
+        (0, went) => (format!("{went} went"), size(prune.freed_bytes)),
+        (go, _) => (format!("{go} would go"), size(prune.would_free_bytes)),
+    };
+    let mut why = prune.reason.clone();
+    if why.is_empty() && !prune.next_run.is_empty() {
+        why = format!("next {}", until(&prune.next_run, now));
+    }
+    [
+        prune.policy.clone(),
+        prune.mode.clone(),
+        match prune.last_run.as_str() {
+            "" => "never".to_owned(),
+            ran => ago(ran, now),
+        },
+        images,
+        bytes,
+        why,
+    ]
+}
+
+fn head(status: &StatusResponse, now: Timestamp) -> String {
     let mut lines = vec![("NODE", status.node.clone())];
     if let Some(api) = &status.api {
         if !api.fault.is_empty() {
@@ -295,6 +417,18 @@ fn head(status: &StatusResponse) -> String {
             };
             lines.push(("", text));
         }
+    }
+    if let Some(emergency) = &status.emergency {
+        let mut text = format!(
+            "{}: {} removed, {} freed",
+            ago(&emergency.began, now),
+            count(emergency.removed_images, "image"),
+            size(emergency.freed_bytes)
+        );
+        if emergency.short_bytes > 0 {
+            text.push_str(&format!("; {} short", size(emergency.short_bytes)));
+        }
+        lines.push(("FULL DISK", text));
     }
     facts(&lines)
 }
@@ -352,7 +486,7 @@ fn until(time: &str, now: Timestamp) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::proto::{ApiStatus, ManifestFault, WatchStatus};
+    use crate::control::proto::{ApiStatus, EmergencyStatus, ManifestFault, WatchStatus};
 
     #[test]
     fn for_people() {
@@ -421,14 +555,60 @@ mod tests {
                     ..PrepullStatus::default()
                 },
             ],
+            prunes: vec![
+                PrunePolicyStatus {
+                    policy: "all".to_owned(),
+                    mode: "DryRun".to_owned(),
+                    state: "Done".to_owned(),
+                    reason: "DryRun".to_owned(),
+                    last_run: "2026-11-21T09:58:30Z".to_owned(),
+                    would_remove_images: 12,
+                    would_free_bytes: 3_400_000_000,
+                    ..PrunePolicyStatus::default()
+                },
+                PrunePolicyStatus {
+                    policy: "ci".to_owned(),
+                    mode: "Enforce".to_owned(),
+                    state: "Done".to_owned(),
+                    last_run: "2026-11-21T09:00:00Z".to_owned(),
+                    next_run: "2026-11-21T13:00:00Z".to_owned(),
+                    removed_images: 3,
+                    freed_bytes: 120_000_000,
+                    ..PrunePolicyStatus::default()
+                },
+                PrunePolicyStatus {
+                    policy: "old".to_owned(),
+                    mode: "Enforce".to_owned(),
+                    state: "Failed".to_owned(),
+                    reason: "RuntimeUnavailable".to_owned(),
+                    message: "who uses images is not known, so none is removed: \
+                              /run/containerd/containerd.sock: connection refused"
+                        .to_owned(),
+                    ..PrunePolicyStatus::default()
+                },
+            ],
+            emergency: Some(EmergencyStatus {
+                began: "2026-11-21T09:30:00Z".to_owned(),
+                removed_images: 2,
+                freed_bytes: 900_000_000,
+                short_bytes: 70,
+            }),
         };
+        let printed = text(&status, now);
+        let of_prunes = printed
+            .lines()
+            .skip_while(|line| !line.starts_with("PRUNE"));
+        for line in of_prunes {
+            assert!(line.chars().count() <= 80, "{line}");
+        }
         assert_eq!(
-            text(&status, now),
+            printed,
             "\
 NODE       n1
 API        imageprepulls: Forbidden: no
 MANIFESTS  /m
            a.yaml: line 1
+FULL DISK  30 minutes ago: 2 images removed, 900MB freed; 70B short
 
 PREPULL                    REVISION           STATE    READY   WHY
 clusterimageprepull/base   0123456789abcdef   Failed   1/2     NotFound, pinned
@@ -441,7 +621,15 @@ r.io/app:1   abababababab   Failed   clusterimageprepull/base
 FAILED    r.io/app:1
   REASON  NotFound
   CAUSE   r.io/app:1: not there
-  TRIED   2 times, next try in 5 seconds"
+  TRIED   2 times, next try in 5 seconds
+
+PRUNE   MODE      RAN                  IMAGES        BYTES    WHY
+all     DryRun    About a minute ago   12 would go   3.40GB   DryRun
+ci      Enforce   About an hour ago    3 went        120MB    next in 3 hours
+old     Enforce   never                none                   RuntimeUnavailable
+
+  old: who uses images is not known, so none is removed:
+  /run/containerd/containerd.sock: connection refused"
         );
     }
 }

@@ -480,12 +480,8 @@ impl Core {
                 (dir.display().to_string(), faults.collect())
             }),
             prepulls,
-            prunes: self
-                .pruned
-                .reports
-                .iter()
-                .map(|told| (told.report.clone(), told.file.clone()))
-                .collect(),
+            prunes: super::view::prunes(&self.pruned),
+            emergency: self.figures.and_then(|figures| figures.emergency),
         }));
         // What is not known is not reported.
         if let Some(reports) = self.reports.as_ref().filter(|_| self.inventory.is_some()) {

@@ -21,6 +21,7 @@ mod prepull;
 mod prune;
 mod prune_policy;
 mod prune_record;
+mod prune_turns;
 mod report;
 mod retry;
 mod seam;
@@ -44,12 +45,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 pub use metrics::Metrics;
 pub use plan::Limits;
 pub use prepull::{Identity as PrepullIdentity, Kind, Unit};
-pub use prune::PruneTiming;
+pub use prune_turns::PruneTiming;
 pub use seam::{
     BoxFuture, Declared, Emergency, Figures, HeldImage, Images, PruneFault, Pruning, PullFailure,
     Want, WantCredentials,
 };
-pub use view::{ApiView, ImageState, ImageView, PrepullView, View};
+pub use view::{ApiView, ImageState, ImageView, PrepullView, PruneView, View};
 pub use watch::{Link, Trouble, Watched};
 
 use self::core::Core;

@@ -14,12 +14,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use super::Message;
 use super::metrics::Metrics;
-use super::prune_policy::{Due, PrunePolicy};
+use super::prune_policy::PrunePolicy;
 use super::prune_record::{Current, Memory, Run, entry};
+use super::prune_turns::{LONGEST, Looks, Moment, PruneTiming, Turn, turn};
 use super::retry::roll;
 use super::seam::{PruneFault, Pruning};
 use super::state::StateFile;
-use crate::k8s::api::{PruneReport, PruneState, reason};
+use crate::k8s::api::{PruneReport, reason};
 use crate::k8s::backoff::backoff;
 use crate::prune::{self, Candidate, Disk, Plan};
 
@@ -32,29 +33,6 @@ const MOST_FAULTS: u32 = 3;
 /// Pauses after a look that was not possible.
 const FIRST_RETRY: Duration = Duration::from_secs(5);
 const LAST_RETRY: Duration = Duration::from_secs(60);
-/// Longest sleep; a clock may be set.
-const LONGEST: Duration = Duration::from_secs(60);
-
-/// When a policy without a schedule looks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PruneTiming {
-    /// After images or the disk changed: more may change just now.
-    pub settle: Duration,
-    /// Between two looks, at least.
-    pub apart: Duration,
-    /// Between two looks, at most: time alone makes images old.
-    pub most: Duration,
-}
-
-impl Default for PruneTiming {
-    fn default() -> Self {
-        PruneTiming {
-            settle: Duration::from_secs(5),
-            apart: Duration::from_secs(60),
-            most: Duration::from_secs(300),
-        }
-    }
-}
 
 /// What the pruner is told.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -83,10 +61,19 @@ pub(super) struct Output {
 /// Of one policy.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Told {
+    /// For the API server, which is not told everything at once.
     pub(super) report: PruneReport,
+    /// As it is.
+    pub(super) now: PruneReport,
     /// The file it is from; empty for the API server.
     pub(super) file: String,
     pub(super) desired: u64,
+    /// Its mode is `Enforce`.
+    pub(super) enforces: bool,
+    /// It removes images here: besides, the node is admitted, and the rules can be read.
+    pub(super) acts: bool,
+    /// When it looks next, where a schedule says so.
+    pub(super) next: Option<Timestamp>,
 }
 
 /// The condition `PruneReady`.
@@ -118,20 +105,12 @@ struct Work {
     ready: Option<Ready>,
     /// Of the images and the disk at the last look.
     stamp: (String, u64),
-    changed: Option<Instant>,
-    looked: Instant,
+    looks: Looks,
+    /// By uid of the policy, where a schedule says it.
+    next: BTreeMap<String, Timestamp>,
     /// When images and their users were last asked for: who looks seldom sees little use.
     asked: Option<Instant>,
     failures: u32,
-    retry: Option<Instant>,
-}
-
-/// A policy whose time has come.
-struct Turn {
-    policy: PrunePolicy,
-    acts: bool,
-    /// The end of the window that it is in.
-    window: Option<Timestamp>,
 }
 
 impl Pruner {
@@ -173,11 +152,10 @@ impl Pruner {
             save_fault: false,
             ready: None,
             stamp: Default::default(),
-            changed: None,
-            looked: Instant::now(),
+            looks: Looks::new(Instant::now()),
+            next: BTreeMap::new(),
             asked: None,
             failures: 0,
-            retry: None,
         };
         let mut told = None;
         loop {
@@ -202,28 +180,40 @@ impl Work {
     /// Looks, if it is time. The answer is when to come back at the latest.
     async fn settle(&mut self) -> Instant {
         let input = self.inputs.borrow_and_update().clone();
-        let (now, wall) = (Instant::now(), Timestamp::now());
+        let moment = Moment {
+            now: Instant::now(),
+            wall: Timestamp::now(),
+        };
+        let now = moment.now;
         if !input.settled {
             return now + LONGEST;
         }
         self.memory.follow(&input.policies);
         if self.stamp != input.stamp {
             self.stamp.clone_from(&input.stamp);
-            self.changed.get_or_insert(now);
+            self.looks.changed.get_or_insert(now);
         }
         let mut wake = now + LONGEST.min(self.timing.most);
         let mut turns = Vec::new();
+        self.next.clear();
         for policy in &input.policies {
-            match self.due(policy, &input.node, now, wall) {
+            let record = self.memory.records.get(&policy.uid);
+            let record = record.cloned().unwrap_or_default();
+            let acts = policy.acts(&input.node);
+            match turn(policy, acts, &record, &self.looks, &self.timing, moment) {
                 Ok(turn) => turns.push(turn),
-                Err(at) => wake = wake.min(at),
+                Err(wait) => {
+                    wake = wake.min(wait.at);
+                    let next = wait.run.map(|at| (policy.uid.clone(), at));
+                    self.next.extend(next);
+                }
             }
         }
         if turns.is_empty() {
             // A policy of tomorrow wants to know what was used today.
             let most = self.timing.most;
             let stale = self.asked.is_none_or(|asked| now - asked >= most);
-            if stale && self.retry.is_none_or(|retry| retry <= now) {
+            if stale && self.looks.retry.is_none_or(|retry| retry <= now) {
                 let _ = self.ask(&input, &[]).await;
             }
             if input.policies.is_empty() {
@@ -235,61 +225,6 @@ impl Work {
         self.look(&input, turns).await;
         // Whoever has to wait, waits from now on; nothing is due at once twice.
         Instant::now() + self.timing.settle.min(Duration::from_secs(1))
-    }
-
-    fn due(
-        &self,
-        policy: &PrunePolicy,
-        node: &str,
-        now: Instant,
-        wall: Timestamp,
-    ) -> Result<Turn, Instant> {
-        let acts = policy.acts(node);
-        let record = self.memory.records.get(&policy.uid);
-        let record = record.cloned().unwrap_or_default();
-        let turn = |window| Turn {
-            policy: policy.clone(),
-            acts,
-            window,
-        };
-        if let Err(fault) = &policy.rules {
-            let known = record.now.reason == reason::INVALID_SPEC && record.now.message == *fault;
-            return if known {
-                Err(now + LONGEST)
-            } else {
-                Ok(turn(None))
-            };
-        }
-        if let Some(retry) = self.retry.filter(|retry| *retry > now) {
-            return Err(retry);
-        }
-        let failed = record.now.state == PruneState::Failed;
-        // The first look of a revision, and the first one since the node was admitted.
-        let pending = acts && record.now.state == PruneState::Pending;
-        let begun = record.run.is_some();
-        if policy.schedule.is_continuous() {
-            if record.last.is_none() || pending || begun || failed {
-                return Ok(turn(None));
-            }
-            let mut at = self.looked + self.timing.most;
-            if let Some(changed) = self.changed {
-                at = at.min((changed + self.timing.settle).max(self.looked + self.timing.apart));
-            }
-            return if at <= now { Ok(turn(None)) } else { Err(at) };
-        }
-        // What would go is told at once; what goes, goes when the schedule says.
-        if !acts && record.last.is_none() {
-            return Ok(turn(None));
-        }
-        let last = record.last.filter(|_| !pending && !begun && !failed);
-        match policy.schedule.due(last, record.window, wall) {
-            Due::Now(window) => Ok(turn(window)),
-            Due::At(None) => Err(now + LONGEST),
-            Due::At(Some(at)) => {
-                let pause = Duration::try_from(at.duration_since(wall)).unwrap_or_default();
-                Err(now + pause.min(LONGEST) + Duration::from_millis(1))
-            }
-        }
     }
 
     async fn look(&mut self, input: &Input, turns: Vec<Turn>) {
@@ -311,8 +246,8 @@ impl Work {
         if turns.is_empty() {
             return;
         }
-        self.looked = Instant::now();
-        self.changed = None;
+        self.looks.looked = Instant::now();
+        self.looks.changed = None;
         let Some((mut images, mut disk)) = self.ask(input, &turns).await else {
             return;
         };
@@ -355,7 +290,7 @@ impl Work {
                 if std::mem::take(&mut self.failures) > 0 {
                     tracing::info!("What may be pruned is known again");
                 }
-                self.retry = None;
+                self.looks.retry = None;
                 self.ready = Some(Ready {
                     met: true,
                     reason: reason::AS_EXPECTED,
@@ -401,7 +336,7 @@ impl Work {
         self.failures = self.failures.saturating_add(1);
         self.metrics.pruned(fault.reason);
         let pause = backoff(self.failures, FIRST_RETRY, LAST_RETRY, roll());
-        self.retry = Some(Instant::now() + pause.min(self.timing.apart));
+        self.looks.retry = Some(Instant::now() + pause.min(self.timing.apart));
         self.ready = Some(Ready {
             met: false,
             reason: fault.reason,
@@ -511,7 +446,7 @@ impl Work {
             }
         }
         if !faults.is_empty() {
-            self.retry = Some(Instant::now() + self.timing.apart);
+            self.looks.retry = Some(Instant::now() + self.timing.apart);
         }
         any
     }
@@ -540,8 +475,12 @@ impl Work {
             {
                 reports.push(Told {
                     report: record.tell(now),
+                    now: record.now.clone(),
                     file: policy.file.clone(),
                     desired: policy.desired,
+                    enforces: policy.enforce,
+                    acts: policy.acts(&input.node),
+                    next: self.next.get(&policy.uid).copied(),
                 });
             }
         }

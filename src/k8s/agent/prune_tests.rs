@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 
 use super::super::seam::BoxFuture;
 use super::*;
-use crate::k8s::api::{ALL, ImagePrunePolicy};
+use crate::k8s::api::{ALL, ImagePrunePolicy, PruneState};
 use crate::prune::{Part, Protection};
 
 /// A node.

@@ -4,7 +4,9 @@ use jiff::Timestamp;
 
 use super::assign::{Assignment, Hold, Why};
 use super::prepull::{Identity, Origin, Unit};
+use super::prune::{self, Told};
 use super::report::Facts;
+use super::seam::Emergency;
 use super::watch::{Link, Watched};
 use crate::k8s::api::{HoldState, PruneReport};
 
@@ -19,8 +21,10 @@ pub struct View {
     pub manifests: Option<(String, Vec<(String, String)>)>,
     /// Sorted by identity.
     pub prepulls: Vec<PrepullView>,
-    /// By name, with the file that each is from; empty for the API server.
-    pub prunes: Vec<(PruneReport, String)>,
+    /// By name.
+    pub prunes: Vec<PruneView>,
+    /// The last time since the start that the disk was nearly full.
+    pub emergency: Option<Emergency>,
 }
 
 /// The connection to the API server.
@@ -63,6 +67,23 @@ pub struct PrepullView {
     pub images: Vec<ImageView>,
 }
 
+/// One prune policy on this node.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PruneView {
+    /// How far it is, and what its last run did.
+    pub report: PruneReport,
+    /// The file it is from; empty for the API server.
+    pub file: String,
+    /// Its mode is `Enforce`.
+    pub enforces: bool,
+    /// Why it removes nothing, from a closed set; empty where it does its work.
+    pub reason: String,
+    /// For people.
+    pub message: String,
+    /// When it looks next, where a schedule says so.
+    pub next: Option<Timestamp>,
+}
+
 /// One image of a prepull.
 #[derive(Clone, Debug, Default)]
 pub struct ImageView {
@@ -100,6 +121,7 @@ mod view_reason {
     pub(super) const NOT_ADMITTED: &str = "NotAdmitted";
     pub(super) const DELETED: &str = "Deleted";
     pub(super) const DESELECTED: &str = "Deselected";
+    pub(super) const DRY_RUN: &str = "DryRun";
 }
 
 /// Every prepull that means something to this node.
@@ -119,10 +141,7 @@ pub(super) fn prepulls(
                 view_reason::NOT_RESOLVED,
                 "the controller has made no revision of it yet".to_owned(),
             ),
-            revision => (
-                view_reason::NOT_ADMITTED,
-                format!("revision {revision} has not reached this node"),
-            ),
+            revision => (view_reason::NOT_ADMITTED, not_admitted(revision)),
         };
         let mut faults = waiting.faults.clone();
         faults.insert(0, message);
@@ -135,6 +154,36 @@ pub(super) fn prepulls(
     }
     views.sort_by(|a, b| a.identity.cmp(&b.identity));
     views
+}
+
+/// Every prune policy that chooses this node.
+pub(super) fn prunes(pruned: &prune::Output) -> Vec<PruneView> {
+    let view = |told: &Told| {
+        let report = told.now.clone();
+        let (reason, message) = if !report.reason.is_empty() {
+            (report.reason.clone(), report.message.clone())
+        } else if !told.enforces {
+            (view_reason::DRY_RUN.to_owned(), String::new())
+        } else if !told.acts {
+            let message = not_admitted(&report.revision);
+            (view_reason::NOT_ADMITTED.to_owned(), message)
+        } else {
+            Default::default()
+        };
+        PruneView {
+            report,
+            file: told.file.clone(),
+            enforces: told.enforces,
+            reason,
+            message,
+            next: told.next,
+        }
+    };
+    pruned.reports.iter().map(view).collect()
+}
+
+fn not_admitted(revision: &str) -> String {
+    format!("revision {revision} has not reached this node")
 }
 
 fn held(hold: &Hold, facts: &Facts<'_>, now: Timestamp) -> PrepullView {
@@ -199,5 +248,41 @@ fn image(hold: &Hold, unit: &Unit, facts: &Facts<'_>) -> ImageView {
             .unwrap_or_default(),
         attempts: failures.map_or(0, |failures| failures.failures),
         next: failures.filter(|_| !running).map(|failures| failures.next),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::k8s::api::{PruneState, reason};
+
+    #[test]
+    fn a_policy_that_removes_nothing_says_why() {
+        let told = |enforces, acts, reason: &str| Told {
+            now: PruneReport {
+                revision: "abc".to_owned(),
+                reason: reason.to_owned(),
+                state: PruneState::Done,
+                ..PruneReport::default()
+            },
+            enforces,
+            acts,
+            ..Told::default()
+        };
+        for (told, expected) in [
+            (told(true, true, ""), ""),
+            (told(false, false, ""), "DryRun"),
+            (told(true, false, ""), "NotAdmitted"),
+            (
+                told(false, false, reason::RUNTIME_UNAVAILABLE),
+                reason::RUNTIME_UNAVAILABLE,
+            ),
+        ] {
+            let output = prune::Output {
+                reports: vec![told],
+                ready: None,
+            };
+            assert_eq!(prunes(&output)[0].reason, expected);
+        }
     }
 }
