@@ -26,6 +26,7 @@ mod monitoring;
 mod operation;
 mod policies;
 mod prune;
+mod prune_cluster;
 mod pull;
 mod reach;
 mod real;

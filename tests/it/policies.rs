@@ -29,6 +29,8 @@ use crate::support::fleet::until;
 use crate::support::process::run;
 
 const NODES: usize = 20;
+/// Of them at once.
+const IN_FLIGHT: usize = 4;
 /// Of one image.
 const BYTES: u64 = 100;
 
@@ -304,17 +306,17 @@ async fn a_policy_that_selects_everything_is_held_by_its_mode_its_rollout_and_it
     let ready = report.conditions.iter().find(|c| c.type_ == "PruneReady");
     assert_eq!(ready.unwrap().status, "True");
 
-    // Enforced: two nodes at a time. Three have a runtime that does not answer.
+    // Enforced: four nodes at a time. Three have a runtime that does not answer.
     for node in &nodes[..3] {
         *node.unreachable.lock().unwrap() = true;
     }
     let enforce = |failures: i64| {
         json!({"mode": "Enforce", "rules": [{"keepLast": 0}],
-            "rollout": {"maxInFlight": 2, "maxFailures": failures}})
+            "rollout": {"maxInFlight": IN_FLIGHT, "maxFailures": failures}})
     };
     policies.apply("all", &enforce(2)).await;
     policies
-        .status("all", |status| status.nodes.admitted >= 2)
+        .status("all", |status| status.nodes.admitted >= IN_FLIGHT as i64)
         .await;
     while bed.working.lock().unwrap().is_empty() {
         tokio::task::yield_now().await;
@@ -348,7 +350,7 @@ async fn a_policy_that_selects_everything_is_held_by_its_mode_its_rollout_and_it
     assert_eq!(ready.unwrap().reason, reason::RUNTIME_UNAVAILABLE);
 
     // They come back, all at once since they were let in before, and the rollout ends.
-    assert!(bed.most.load(Ordering::SeqCst) <= 2);
+    assert!(bed.most.load(Ordering::SeqCst) <= IN_FLIGHT);
     for node in &nodes[..3] {
         *node.unreachable.lock().unwrap() = false;
     }

@@ -12,14 +12,14 @@ use larder::k8s::agent::Pruning;
 use larder::prune::{Candidate, Protection};
 use larder::registry;
 use larder::runtime::{self, RuntimeContainers, RuntimeImages};
-use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::Value;
 
 use crate::support::build::{BuiltImage, gzip, noise, tar};
 use crate::support::containers::{Containerd, hosts, push_pause, sleeper};
+use crate::support::disk::Disk;
 use crate::support::hub::{Hub, blob_path};
 use crate::support::process::{AgentProcess, agent_command, agent_on};
-use crate::support::{is_root, need, skip};
+use crate::support::{need, skip};
 
 /// Far more than anything takes; who waits longer waits in vain.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -366,30 +366,6 @@ async fn nothing_goes_while_nobody_tells_what_is_in_use() {
     assert_eq!(to.run(&["rmi", "--force", &name]).await.code, 0);
 }
 
-/// A small file system, unmounted at the end.
-struct Disk(PathBuf);
-
-impl Disk {
-    fn new(test: &str, at: PathBuf, bytes: u64) -> Option<Self> {
-        std::fs::create_dir(&at).unwrap();
-        let options = std::ffi::CString::new(format!("size={bytes}")).unwrap();
-        let mounted = is_root().then(|| {
-            rustix::mount::mount("larder-test", &at, "tmpfs", MountFlags::empty(), &*options)
-        });
-        if !matches!(mounted, Some(Ok(()))) {
-            skip(test, &format!("no tmpfs: {mounted:?}"));
-            return None;
-        }
-        Some(Disk(at))
-    }
-}
-
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = rustix::mount::unmount(&self.0, UnmountFlags::DETACH);
-    }
-}
-
 const MIB: usize = 1 << 20;
 
 fn large(seed: u64, bytes: usize) -> BuiltImage {
@@ -410,12 +386,9 @@ async fn pulls_leave_the_reserved_band_and_what_may_go_goes_for_them() {
     let Some(disk) = Disk::new(test, dir.path().join("disk"), 100 << 20) else {
         return;
     };
-    let agent = agent_with_band(dir.path(), &disk.0, "20%");
+    let agent = agent_with_band(dir.path(), &disk.path, "20%");
     let to = To::Socket(agent.socket.clone());
-    let free = || {
-        let stat = rustix::fs::statvfs(&disk.0).unwrap();
-        stat.f_bavail * stat.f_frsize
-    };
+    let free = || disk.free();
     let empty = free();
     let images = [(1, 90), (2, 40), (3, 60), (4, 45), (5, 45)];
     for (seed, size) in images {
@@ -484,14 +457,14 @@ async fn a_disk_that_others_fill_is_noticed() {
     let Some(disk) = Disk::new(test, dir.path().join("disk"), 100 << 20) else {
         return;
     };
-    let agent = agent_with_band(dir.path(), &disk.0, "20Mi");
+    let agent = agent_with_band(dir.path(), &disk.path, "20Mi");
     let to = To::Socket(agent.socket.clone());
     for seed in [1, 2] {
         hub.push("app", &seed.to_string(), &large(seed, 20 * MIB));
         to.pull(&hub.reference(&format!("app:{seed}"))).await;
     }
     let ballast = vec![1u8; 45 * MIB];
-    std::fs::write(disk.0.join("ballast"), &ballast).unwrap();
+    std::fs::write(disk.path.join("ballast"), &ballast).unwrap();
     let began = Instant::now();
     let newer = BTreeSet::from([large(2, 20 * MIB).id()]);
     // As few as will do, the longest unused.

@@ -28,14 +28,14 @@ fn image(seed: u64) -> BuiltImage {
 }
 
 /// The tests take turns on one cluster: a controller acts on everything in it.
-struct Turn {
-    cluster: &'static Cluster,
+pub(crate) struct Turn {
+    pub(crate) cluster: &'static Cluster,
     controller: PathBuf,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Turn {
-    fn take(test: &str) -> Option<Self> {
+    pub(crate) fn take(test: &str) -> Option<Self> {
         static CLUSTER: OnceLock<Option<Cluster>> = OnceLock::new();
         static TURN: Mutex<()> = Mutex::new(());
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -53,7 +53,7 @@ impl Turn {
         })
     }
 
-    fn controller(&self) -> ControllerProcess {
+    pub(crate) fn controller(&self) -> ControllerProcess {
         ControllerProcess::start(&self.controller)
     }
 
@@ -73,7 +73,7 @@ impl Turn {
     }
 
     /// Of the node's agent, as a pod on the node has them.
-    fn credentials(&self, node: &str) -> PathBuf {
+    pub(crate) fn credentials(&self, node: &str) -> PathBuf {
         self.cluster
             .service_account(NAMESPACE, "larder-agent", Some(node))
     }

@@ -4,6 +4,7 @@ pub(crate) mod build;
 pub(crate) mod cluster;
 pub(crate) mod containerd;
 pub(crate) mod containers;
+pub(crate) mod disk;
 pub(crate) mod fleet;
 pub(crate) mod hub;
 pub(crate) mod node;

@@ -4,14 +4,14 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use super::cluster::Cluster;
-use super::process::{AgentProcess, agent_command, run};
+use super::process::{AgentProcess, agent_on, later, run};
 
 /// Far more than anything takes; who waits longer waits in vain.
 const PATIENCE: Duration = Duration::from_secs(90);
@@ -21,14 +21,25 @@ pub(crate) struct Node {
     pub(crate) dir: tempfile::TempDir,
     args: Vec<String>,
     pub(crate) agent: Option<AgentProcess>,
+    /// Elsewhere than in `dir`.
+    root: Option<PathBuf>,
+    /// How far the clock of the next start is ahead.
+    pub(crate) ahead: Duration,
 }
 
 impl Node {
     pub(crate) fn start(args: &[&str]) -> Self {
+        Self::start_in(tempfile::tempdir().unwrap(), None, args)
+    }
+
+    /// In a folder that is there, with the store elsewhere.
+    pub(crate) fn start_in(dir: tempfile::TempDir, root: Option<PathBuf>, args: &[&str]) -> Self {
         let mut node = Node {
-            dir: tempfile::tempdir().unwrap(),
+            dir,
             args: args.iter().map(|arg| (*arg).to_owned()).collect(),
             agent: None,
+            root,
+            ahead: Duration::ZERO,
         };
         node.again();
         node
@@ -45,8 +56,13 @@ impl Node {
     }
 
     pub(crate) fn again(&mut self) {
-        let mut command = agent_command(self.dir.path());
+        let root = self.root.clone();
+        let root = root.unwrap_or_else(|| self.dir.path().join("root"));
+        let mut command = agent_on(self.dir.path(), &root);
         command.args(&self.args);
+        if !self.ahead.is_zero() {
+            command = later(&command, self.ahead);
+        }
         let agent = AgentProcess::start_with(self.dir.path(), command)
             .unwrap_or_else(|(status, log)| panic!("the agent ended with {status}: {log}"));
         self.agent = Some(agent);

@@ -49,6 +49,22 @@ pub(crate) fn agent_with_logs(dir: &Path, root: &Path, format: &str) -> Command 
     command
 }
 
+/// The same command by a clock that is so much ahead, and that no wall clock shows; needs root.
+pub(crate) fn later(command: &Command, by: Duration) -> Command {
+    let mut later = Command::new("unshare");
+    later.args(["--time", "--monotonic", &by.as_secs().to_string()]);
+    later.args(["--fork", "--kill-child", "--"]);
+    later.arg(command.get_program()).args(command.get_args());
+    later.stdin(Stdio::null()).stdout(Stdio::null());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => later.env(name, value),
+            None => later.env_remove(name),
+        };
+    }
+    later
+}
+
 impl AgentProcess {
     /// Starts an agent and waits until it says that it is ready.
     pub(crate) fn start(dir: &Path) -> Self {
