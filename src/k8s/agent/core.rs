@@ -46,6 +46,8 @@ pub(super) struct Core {
     failures: Failures,
     running: BTreeMap<Unit, AbortHandle>,
     protected: Option<Vec<Declared>>,
+    /// How often that changed.
+    declared: u64,
     inventory: Option<Inventory>,
     figures: Option<Figures>,
     looked: Option<Instant>,
@@ -95,6 +97,7 @@ impl Core {
             failures: Failures::new(),
             running: BTreeMap::new(),
             protected: None,
+            declared: 0,
             inventory: None,
             figures: None,
             looked: None,
@@ -317,7 +320,10 @@ impl Core {
             return;
         }
         match self.settings.images.declare(declared.clone()).await {
-            Ok(()) => self.protected = Some(declared),
+            Ok(()) => {
+                self.protected = Some(declared);
+                self.declared = self.declared.wrapping_add(1);
+            }
             Err(failure) => {
                 tracing::warn!(err = %failure, "Declared images are not protected; tried again");
                 self.protected = None;
@@ -358,6 +364,7 @@ impl Core {
             namespaces: self.namespaces(),
             stamp: (
                 inventory.map_or_else(String::new, |inventory| inventory.hash.clone()),
+                self.declared,
                 figures.available_bytes / step,
             ),
         };

@@ -45,9 +45,12 @@ pub(super) struct Input {
     pub(super) settled: bool,
     /// Namespaces that declare images, by id.
     pub(super) namespaces: BTreeMap<String, BTreeSet<String>>,
-    /// Differs when images or the disk did change.
-    pub(super) stamp: (String, u64),
+    /// Differs when images, what is declared or the disk did change.
+    pub(super) stamp: Stamp,
 }
+
+/// Images, how often what is declared changed, and the disk in steps.
+pub(super) type Stamp = (String, u64, u64);
 
 /// What the pruner tells.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -103,8 +106,8 @@ struct Work {
     saved: Memory,
     save_fault: bool,
     ready: Option<Ready>,
-    /// Of the images and the disk at the last look.
-    stamp: (String, u64),
+    /// Of the last look.
+    stamp: Stamp,
     looks: Looks,
     /// By uid of the policy, where a schedule says it.
     next: BTreeMap<String, Timestamp>,
