@@ -175,6 +175,12 @@ async fn a_pod_runs_from_a_prepulled_image_with_the_registry_gone() {
     let folders = fs::read_dir(bed.dir.path().join("root/snapshots")).unwrap();
     assert_eq!(folders.count(), 2);
 
+    // Nothing that a container lives on is pruned, though no runtime was asked who uses what.
+    let pruned = bed.larder(&["prune", "-a", "-o", "json"]);
+    let pruned: serde_json::Value = serde_json::from_str(&pruned).unwrap();
+    assert_eq!(pruned["remove"], serde_json::json!([]), "{pruned:#}");
+    assert!(pruned["keep"].to_string().contains("mounted"), "{pruned:#}");
+
     // Gone here, gone there; the container runs on.
     bed.larder(&["rmi", &bed.name("app")]);
     assert_eq!(bed.containerd.images(), [bed.name("pause")]);
