@@ -316,6 +316,35 @@ impl Inner {
         Ok(())
     }
 
+    /// Somebody came upon a pack that is not there: the layers that use it are quarantined, and nothing is found in it
+    /// any more. The caller holds the commit lock.
+    pub(super) fn missing_segment(&self, segment: u32) -> Result<Error, Error> {
+        let pack = self.layout.relative(&self.layout.pack(segment));
+        let cause = "it is missing";
+        // Nothing is appended to it.
+        self.state().idle_segments.remove(&segment);
+        let layers: Vec<DiffId> = self.state().records.layers.keys().cloned().collect();
+        for layer in layers {
+            let Ok(head) = idx::read_head(&self.layout.idx(&layer)) else {
+                continue;
+            };
+            let mut uses = false;
+            for (_, extent) in head.extents {
+                if extent.segment == segment {
+                    uses = true;
+                    self.state().contents.distrust(extent);
+                }
+            }
+            if uses {
+                self.quarantine(&layer, &format!("{pack}: {cause}"))?;
+            }
+        }
+        Ok(Error::Damaged {
+            subject: pack,
+            cause: cause.to_owned(),
+        })
+    }
+
     fn report_layer(
         &self,
         report: &mut FsckReport,

@@ -306,12 +306,27 @@ impl Inner {
             .iter()
             .map(|segment| self.layout.pack(*segment))
             .collect();
-        self.mount_erofs(&self.layout.erofs(layer), &devices, &at)?;
-        Ok(true)
+        match self.mount_erofs(&self.layout.erofs(layer), &devices, &at) {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                // The kernel does not say which of the files it misses.
+                let absent = devices.iter().zip(&head.segments);
+                let absent = absent.filter(|(path, _)| !path.exists());
+                match absent.map(|(_, segment)| *segment).next() {
+                    Some(segment) => Err(self.missing_segment(segment)?),
+                    None => Err(error),
+                }
+            }
+        }
     }
 
     fn mount_erofs(&self, image: &Path, devices: &[PathBuf], at: &Path) -> Result<(), Error> {
         fs::create_dir_all(at).map_err(|error| Error::io("create", at, error))?;
+        self.mount_erofs_at(image, devices, at)
+            .inspect_err(|_| unmount_folder(at))
+    }
+
+    fn mount_erofs_at(&self, image: &Path, devices: &[PathBuf], at: &Path) -> Result<(), Error> {
         // Without `directio` the page cache would hold every byte twice; file systems that cannot do it go without.
         mount_image(image, devices, at, true).or_else(|error| match error {
             Errno::INVAL | Errno::OPNOTSUPP => mount_image(image, devices, at, false),

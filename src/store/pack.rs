@@ -409,32 +409,41 @@ impl Inner {
     /// An appendable segment and where to append. The caller has it alone.
     fn check_out_segment(&self) -> Result<(Segment, u64), Error> {
         self.check_space(0)?;
-        let (id, committed) = {
-            let mut state = self.state();
-            let open = state
-                .idle_segments
-                .iter()
-                .find(|(_, len)| **len < SEGMENT_SOFT_MAX)
-                .map(|(id, len)| (*id, *len));
-            match open {
-                Some((id, len)) => {
-                    state.idle_segments.remove(&id);
-                    (id, len)
+        let (id, committed, file) = loop {
+            let (id, committed) = {
+                let mut state = self.state();
+                let open = state
+                    .idle_segments
+                    .iter()
+                    .find(|(_, len)| **len < SEGMENT_SOFT_MAX)
+                    .map(|(id, len)| (*id, *len));
+                match open {
+                    Some((id, len)) => {
+                        state.idle_segments.remove(&id);
+                        (id, len)
+                    }
+                    None => {
+                        let id = state.records.next_segment;
+                        state.records.next_segment = id.saturating_add(1);
+                        (id, 0)
+                    }
                 }
-                None => {
-                    let id = state.records.next_segment;
-                    state.records.next_segment = id.saturating_add(1);
-                    (id, 0)
+            };
+            let path = self.layout.pack(id);
+            match open_for_writing(&path, committed == 0) {
+                Ok(file) => break (id, committed, file),
+                // Whoever reads it says so; nothing is appended to it.
+                Err(error) if committed > 0 && error.kind() == io::ErrorKind::NotFound => {
+                    tracing::error!(segment = id, "A pack is missing");
+                }
+                Err(error) => {
+                    if committed > 0 {
+                        self.state().idle_segments.insert(id, committed);
+                    }
+                    return Err(Error::io("open", &path, error));
                 }
             }
         };
-        let path = self.layout.pack(id);
-        let file = open_for_writing(&path, committed == 0).map_err(|error| {
-            if committed > 0 {
-                self.state().idle_segments.insert(id, committed);
-            }
-            Error::io("open", &path, error)
-        })?;
         let segment = Segment {
             id,
             file: Arc::new(file),

@@ -4,6 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -270,6 +271,123 @@ async fn containers_outlive_the_agent_and_containerd() {
     bed.until("all folders went", |_| {
         fs::read_dir(&folders).unwrap().count() == 0
     });
+}
+
+/// Turns over a byte that a pack has of a content; the name of the pack.
+fn damage(packs: &Path, content: &[u8]) -> String {
+    let begin = &content[..64];
+    for entry in fs::read_dir(packs).unwrap() {
+        let path = entry.unwrap().path();
+        let bytes = fs::read(&path).unwrap();
+        let Some(at) = bytes.windows(64).position(|window| window == begin) else {
+            continue;
+        };
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.write_all_at(&[!bytes[at + 5000]], at as u64 + 5000)
+            .unwrap();
+        file.sync_all().unwrap();
+        return format!("packs/{}", path.file_name().unwrap().to_string_lossy());
+    }
+    panic!("no pack has it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_below_a_container_is_named_and_healed_by_a_pull() {
+    let name = "damage_below_a_container_is_named_and_healed_by_a_pull";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let (image, data) = (app(&programs), noise(7, 300_000));
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    let app = bed.name("app");
+    let (_, first) = bed.containerd.pod("first", &app);
+    let shown = |bed: &Bed, container: &str| {
+        let file = bed.containerd.rootfs(container).join("opt/data");
+        fs::read(file).unwrap() == data
+    };
+    assert!(shown(&bed, &first));
+    let parent = bed.containerd.parent(&first);
+    let pack = damage(&bed.dir.path().join("root/packs"), &data);
+
+    let found = bed.try_larder(&["fsck"]);
+    assert_eq!(found.code, Some(1), "{}", found.stdout);
+    assert!(
+        found.stdout.contains(&pack) && found.stdout.contains(&app),
+        "{}",
+        found.stdout
+    );
+    // Nobody is given it: it is on neither list, and what still knows its layers is told why not.
+    assert_eq!(bed.images(), [bed.name("pause")]);
+    bed.containerd.until("it is gone there", |containerd| {
+        !containerd.images().contains(&app)
+    });
+    let more = ["snapshots", "--snapshotter", "larder", "prepare", "more"];
+    let more: Vec<&str> = more.into_iter().chain([parent.as_str()]).collect();
+    let refused = bed.containerd.ctr(&more);
+    assert!(
+        !refused.success && refused.stderr.contains("damaged") && refused.stderr.contains("pull"),
+        "{}",
+        refused.stderr
+    );
+    // Who runs on it, runs.
+    let greeting = bed.containerd.exec(&first, "cat /etc/greeting");
+    assert_eq!(greeting, "hello");
+
+    bed.prepull(&["app"]);
+    let (_, second) = bed.containerd.pod("second", &app);
+    assert!(shown(&bed, &second));
+    bed.larder(&["fsck"]);
+    let greeting = bed.containerd.exec(&first, "cat /etc/greeting");
+    assert_eq!(greeting, "hello");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_mounted_is_said_and_leaves_no_mount() {
+    let name = "what_cannot_be_mounted_is_said_and_leaves_no_mount";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let data = noise(8, 300_000);
+    let layers = [
+        programs.shell(),
+        gzip(&tar(&[("opt/data", &data)])),
+        // Small enough to need no pack: the only one that can be mounted below.
+        gzip(&tar(&[("etc/greeting", b"hello\n")])),
+    ];
+    let image = runs(&layers, &["/bin/sleep", "2147483647"]);
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    assert_eq!(bed.containerd.mounts(), Vec::<PathBuf>::new());
+    let root = bed.dir.path().join("root");
+    let away = bed.dir.path().join("away");
+    fs::rename(root.join("packs"), &away).unwrap();
+    fs::create_dir(root.join("packs")).unwrap();
+    let list = ["snapshots", "--snapshotter", "larder", "ls"];
+    let list = bed.containerd.ctr(&list).ok();
+    let rows = || list.lines().map(|line| line.split_whitespace());
+    let parents: Vec<&str> = rows().filter_map(|mut row| row.nth(1)).collect();
+    // The chain of all three: nothing stands on it, and it stands on something.
+    let top = rows().find_map(|mut row| {
+        let (key, parent) = (row.next()?, row.next()?);
+        (parent.starts_with("sha256:") && !parents.contains(&key)).then_some(key)
+    });
+    let prepare = ["snapshots", "--snapshotter", "larder", "prepare", "one"];
+    let prepare: Vec<&str> = prepare.into_iter().chain(top).collect();
+    let refused = bed.containerd.ctr(&prepare);
+    assert!(
+        !refused.success && refused.stderr.contains("packs/") && refused.stderr.contains("pull"),
+        "{}",
+        refused.stderr
+    );
+    assert_eq!(bed.containerd.mounts(), Vec::<PathBuf>::new());
+    assert_eq!(fs::read_dir(root.join("snapshots")).unwrap().count(), 0);
+    // As with any damage.
+    bed.until("it is on no list", |bed| bed.images().is_empty());
+    bed.prepull(&["pause", "app"]);
+    let (_, container) = bed.containerd.pod("one", &bed.name("app"));
+    let shown = bed.containerd.rootfs(&container).join("opt/data");
+    assert!(fs::read(shown).unwrap() == data);
 }
 
 /// Entries of a tar, with all that they can have.

@@ -175,6 +175,47 @@ fn a_missing_or_short_pack_is_found_at_start() {
 }
 
 #[test]
+fn a_pack_that_goes_while_the_store_is_open_takes_no_pull_with_it() {
+    let mut bench = Bench::new();
+    let lease = bench.store().lease();
+    let own = [noise(900, 50_000)];
+    layer(bench.store(), 2, &contents_of(2), &lease).unwrap();
+    bench
+        .store()
+        .commit_image(&image_commit(1, &[2], &[]), &lease)
+        .unwrap();
+    std::fs::remove_file(bench.root().join("packs/0.pack")).unwrap();
+    // The next one would have been appended to it.
+    layer(bench.store(), 3, &own, &lease).unwrap();
+    bench
+        .store()
+        .commit_image(&image_commit(2, &[3], &[]), &lease)
+        .unwrap();
+    assert_whole(bench.store(), 3, &own);
+    // Whoever comes upon it says so, and only what used it is pulled again.
+    let error = {
+        let _commits = bench.store().inner.commits();
+        bench.store().inner.missing_segment(0).unwrap()
+    };
+    assert!(error.to_string().contains("packs/0.pack"), "{error}");
+    assert_eq!(bench.store().images().len(), 1);
+    layer(bench.store(), 2, &contents_of(2), &lease).unwrap();
+    drop(lease);
+    assert_eq!(bench.store().images().len(), 2);
+    for reopened in [false, true] {
+        if reopened {
+            bench.reopen();
+        }
+        assert_whole(bench.store(), 2, &contents_of(2));
+        assert_whole(bench.store(), 3, &own);
+        assert_eq!(
+            bench.store().fsck(false, &mut |_, _| {}).unwrap().damaged,
+            vec![]
+        );
+    }
+}
+
+#[test]
 fn a_damaged_database_is_moved_aside_and_a_pull_heals() {
     let make = || {
         let mut bench = Bench::new();

@@ -109,28 +109,12 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// `sandbox`: the image of pods' sandboxes; `larder`: the agent's socket.
     pub(crate) fn start(programs: Programs, dir: &Path, sandbox: &str, larder: &Path) -> Self {
-        let config = format!(
-            "version = 3\nroot = '{dir}/containerd'\nstate = '{dir}/run'\n\
-             [plugins.'io.containerd.server.v1.grpc']\naddress = '{dir}/c.sock'\n\
-             [plugins.'io.containerd.server.v1.ttrpc']\naddress = '{dir}/c.sock.ttrpc'\n\
-             [plugins.'io.containerd.shim.v1.manager']\nsocket_dir = '{dir}/s'\n\
-             [plugins.'io.containerd.internal.v1.opt']\npath = '{dir}/opt'\n\
-             [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
-             [plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'larder'\n\
-             [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{sandbox}'\n\
-             [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{dir}/hosts.d'\n\
-             [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
-             [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '{dir}/cni'\n\
-             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
-             [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\n\
-             BinaryName = '{runc}'\nRoot = '{dir}/runc'\nSystemdCgroup = false\n\
-             [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux'\nsnapshotter = 'larder'\n\
-             [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\n\
-             [proxy_plugins.larder.exports]\nroot = '{dir}/root'\n",
-            dir = dir.display(),
-            runc = programs.runc.display(),
-            larder = larder.display(),
-        );
+        let version = run(Command::new(&programs.containerd).arg("--version")).ok();
+        let config = if version.contains(" v1.") || version.contains(" 1.") {
+            config_of_1(&programs, dir, sandbox, larder)
+        } else {
+            config_of_2(&programs, dir, sandbox, larder)
+        };
         fs::create_dir_all(dir.join("cni")).unwrap();
         fs::write(dir.join("config.toml"), config).unwrap();
         let name = dir.file_name().unwrap().to_string_lossy();
@@ -260,6 +244,18 @@ impl Containerd {
         (pod, made)
     }
 
+    /// The snapshot that a container's own stands on.
+    pub(crate) fn parent(&self, container: &str) -> String {
+        let list = ["snapshots", "--snapshotter", "larder", "ls"];
+        let list = self.ctr(&list).ok();
+        let mut rows = list.lines().map(|line| line.split_whitespace());
+        let own = rows.find_map(|mut row| {
+            let (key, parent) = (row.next()?, row.next()?);
+            (key == container).then(|| parent.to_owned())
+        });
+        own.unwrap()
+    }
+
     /// What a command prints in a container.
     pub(crate) fn exec(&self, container: &str, script: &str) -> String {
         self.crictl(&["exec", container, "/bin/sh", "-c", script])
@@ -324,6 +320,53 @@ impl Containerd {
             .filter(|at| at.starts_with(&self.dir))
             .collect()
     }
+}
+
+fn config_of_2(programs: &Programs, dir: &Path, sandbox: &str, larder: &Path) -> String {
+    format!(
+        "version = 3\nroot = '{dir}/containerd'\nstate = '{dir}/run'\n\
+         [plugins.'io.containerd.server.v1.grpc']\naddress = '{dir}/c.sock'\n\
+         [plugins.'io.containerd.server.v1.ttrpc']\naddress = '{dir}/c.sock.ttrpc'\n\
+         [plugins.'io.containerd.shim.v1.manager']\nsocket_dir = '{dir}/s'\n\
+         [plugins.'io.containerd.internal.v1.opt']\npath = '{dir}/opt'\n\
+         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
+         [plugins.'io.containerd.cri.v1.images']\nsnapshotter = 'larder'\n\
+         [plugins.'io.containerd.cri.v1.images'.pinned_images]\nsandbox = '{sandbox}'\n\
+         [plugins.'io.containerd.cri.v1.images'.registry]\nconfig_path = '{dir}/hosts.d'\n\
+         [plugins.'io.containerd.cri.v1.runtime']\nrestrict_oom_score_adj = true\n\
+         [plugins.'io.containerd.cri.v1.runtime'.cni]\nconf_dir = '{dir}/cni'\n\
+         [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+         [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\n\
+         BinaryName = '{runc}'\nRoot = '{dir}/runc'\nSystemdCgroup = false\n\
+         [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux'\nsnapshotter = 'larder'\n\
+         [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\n\
+         [proxy_plugins.larder.exports]\nroot = '{dir}/root'\n",
+        dir = dir.display(),
+        runc = programs.runc.display(),
+        larder = larder.display(),
+    )
+}
+
+/// Of containerd 1.7, for who has it in place of the newer one (`LARDER_BED`).
+fn config_of_1(programs: &Programs, dir: &Path, sandbox: &str, larder: &Path) -> String {
+    format!(
+        "version = 2\nroot = '{dir}/containerd'\nstate = '{dir}/run'\n\
+         [grpc]\naddress = '{dir}/c.sock'\n\
+         [plugins.'io.containerd.internal.v1.opt']\npath = '{dir}/opt'\n\
+         [plugins.'io.containerd.nri.v1.nri']\ndisable = true\n\
+         [plugins.'io.containerd.grpc.v1.cri']\nsandbox_image = '{sandbox}'\nrestrict_oom_score_adj = true\n\
+         [plugins.'io.containerd.grpc.v1.cri'.registry]\nconfig_path = '{dir}/hosts.d'\n\
+         [plugins.'io.containerd.grpc.v1.cri'.cni]\nconf_dir = '{dir}/cni'\n\
+         [plugins.'io.containerd.grpc.v1.cri'.containerd]\nsnapshotter = 'larder'\n\
+         [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
+         [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]\n\
+         BinaryName = '{runc}'\nRoot = '{dir}/runc'\nSystemdCgroup = false\n\
+         [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\n\
+         [proxy_plugins.larder.exports]\nroot = '{dir}/root'\n",
+        dir = dir.display(),
+        runc = programs.runc.display(),
+        larder = larder.display(),
+    )
 }
 
 /// Processes whose folder below `/proc` is as wanted.
