@@ -19,7 +19,7 @@
 
 What pods mount of a node, such as /var/lib/larder, is better put below DIR/node/host. Settings: DIR/node/conf.d/*.toml for containerd, kubelet.d/*.conf for the kubelet (each as its own settings are
 written, and read when it starts), hosts.d for registries as containerd has them. On the node are bed.local/busybox:1 and
-the sandbox's image; its registry bed.local has server:1, server:2 and private/server:1 (user and password are bed), too,
+the sandbox's image; its registry bed.local has server:1, server:2, private/server:1 and private/ahead:1 (user and password are bed), too,
 and takes what is pushed to 10.A.B.1:5000. There is no DNS and no kube-proxy; the service `kubernetes` works.
 
 Status 3: this machine cannot, and the reason on stderr. Several clusters, each in a DIR of its own, do not meet.

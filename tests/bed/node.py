@@ -27,9 +27,9 @@ SHARED = pathlib.Path("/run/larder-bed")
 # Any image with this name on the node runs as the sandbox of pods.
 PAUSE = "bed.local/pause:1"
 BUSYBOX = "bed.local/busybox:1"
-# In the registry besides: two versions of a server of one page, and an image that not everybody may have.
+# In the registry besides: two versions of a server of one page, and images that not everybody may have.
 SERVER = "bed.local/server"
-PRIVATE = "bed.local/private/server:1"
+PRIVATE = {"bed.local/private/server:1": "private", "bed.local/private/ahead:1": "ahead"}
 REGISTRY_PORT = 5000
 
 
@@ -285,7 +285,8 @@ imports = ['{self.root}/conf.d/*.toml']
         pause = image(PAUSE, {"Entrypoint": ["/bin/sleep", "2147483647"]})
         busybox = image(BUSYBOX, {"Cmd": ["sh"]})
         serve = {"Cmd": ["httpd", "-f", "-p", "8080", "-h", "/www"], "ExposedPorts": {"8080/tcp": {}}}
-        servers = [image(name, serve, page(text)) for name, text in [(f"{SERVER}:1", "one"), (f"{SERVER}:2", "two"), (PRIVATE, "private")]]
+        pages = {f"{SERVER}:1": "one", f"{SERVER}:2": "two", **PRIVATE}
+        servers = [image(name, serve, page(text)) for name, text in pages.items()]
         layout.push(servers, registry.Store(self.root / "registry"))
         self.load([pause, busybox], bin_dir)
         done.touch()

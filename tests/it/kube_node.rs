@@ -1,9 +1,14 @@
 //! A node on larder: the kubelet's image calls go to it, and containerd starts containers on its layers.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+use std::process::Command;
+
 use serde_json::{Value, json};
 
 use crate::support::cluster::Cluster;
+use crate::support::node::{ControllerProcess, install, objects};
+use crate::support::process::run;
+use crate::support::program;
 
 fn pod(name: &str, image: &str, policy: &str, more: &Value) -> Value {
     let mut spec = json!({
@@ -32,6 +37,60 @@ fn waits(cluster: &Cluster, name: &str, reason: &str, words: &str) {
     );
 }
 
+/// Lets agents and controller read the secret, and has an image pulled ahead with it, which nobody runs yet.
+fn pull_ahead(cluster: &Cluster, image: &str) -> ControllerProcess {
+    install(cluster);
+    cluster.apply(&objects(cluster, "systemd"));
+    // It looks for the kinds at once.
+    cluster.restart("larder");
+    let rbac = "rbac.authorization.k8s.io";
+    let meta = json!({"name": "larder-bed", "namespace": "default"});
+    let subjects = json!([
+        {"apiGroup": rbac, "kind": "Group", "name": "system:nodes"},
+        {"kind": "ServiceAccount", "name": "larder-controller", "namespace": "larder"},
+    ]);
+    let objects = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {
+            "apiVersion": format!("{rbac}/v1"), "kind": "Role", "metadata": meta,
+            "rules": [{"apiGroups": [""], "resources": ["secrets"], "resourceNames": ["bed"], "verbs": ["get"]}],
+        },
+        {
+            "apiVersion": format!("{rbac}/v1"), "kind": "RoleBinding", "metadata": meta,
+            "roleRef": {"apiGroup": rbac, "kind": "Role", "name": "larder-bed"}, "subjects": subjects,
+        },
+        {
+            "apiVersion": "larder.dev/v1alpha1", "kind": "ImagePrepull", "metadata": {"name": "ahead", "namespace": "default"},
+            "spec": {"images": [image], "pullSecrets": [{"name": "bed"}]},
+        },
+    ]});
+    cluster.apply(&objects.to_string());
+    let account = cluster.service_account("larder", "larder-controller", None);
+    let hosts = cluster.dir().join("node/hosts.d");
+    let controller = ControllerProcess::start_with(&account, Some(&hosts));
+    cluster.wait_for("condition=Ready", &["ipp/ahead"]);
+    controller
+}
+
+/// The names of images that the node's containerd has.
+fn known(cluster: &Cluster) -> String {
+    let mut ctr = Command::new(program("ctr").unwrap());
+    let socket = cluster.dir().join("node/run/containerd.sock");
+    ctr.arg("--address").arg(socket);
+    run(ctr.args(["--namespace", "k8s.io", "images", "ls", "-q"])).ok()
+}
+
+/// Whether the agent holds an image that it shows to nobody; `None` where it has none of that name.
+fn is_staged(cluster: &Cluster, name: &str) -> Option<bool> {
+    let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
+    let socket = cluster.dir().join("node/host/run/larder/larder.sock");
+    larder.arg("--socket").arg(socket);
+    let images = run(larder.args(["images", "-o", "json"])).ok();
+    let images: Vec<Value> = serde_json::from_str(&images).unwrap();
+    let mut images = images.into_iter();
+    let found = images.find(|image| image["repoTags"].as_array().unwrap().contains(&json!(name)));
+    found.map(|image| image["staged"] == true)
+}
+
 #[test]
 fn pods_run_from_the_store_as_their_policies_say() {
     let Some(cluster) = Cluster::own_on_larder("kube_node") else {
@@ -47,6 +106,14 @@ fn pods_run_from_the_store_as_their_policies_say() {
         "stringData": {".dockerconfigjson": json!({"auths": {"bed.local": {"username": "bed", "password": "bed"}}}).to_string()},
     });
     cluster.apply(&secret.to_string());
+
+    // Pulled ahead with a team's secret: it is here, and for nobody but who has the secret.
+    let ahead = "bed.local/private/ahead:1";
+    let _controller = pull_ahead(cluster, ahead);
+    assert_eq!(is_staged(cluster, ahead), Some(true));
+    assert!(!known(cluster).contains(ahead));
+    apply(pod("outsider", ahead, "IfNotPresent", &none));
+    apply(pod("blind", ahead, "Never", &none));
 
     // What each policy does, and what a person is told.
     apply(pod("always", server, "Always", &none));
@@ -70,9 +137,23 @@ fn pods_run_from_the_store_as_their_policies_say() {
         "check repository and tag",
     );
     waits(cluster, "stranger", "ImagePullBackOff", "add a pull secret");
-    // That the image is there by now is no right to it.
+    waits(cluster, "outsider", "ImagePullBackOff", "add a pull secret");
+    waits(
+        cluster,
+        "blind",
+        "ErrImageNeverPull",
+        "is not present with pull policy of Never",
+    );
+    assert!(!known(cluster).contains(ahead));
+    apply(pod("insider", ahead, "IfNotPresent", &secrets));
+    runs("insider");
+    assert_eq!(is_staged(cluster, ahead), Some(false));
+    assert!(known(cluster).contains(ahead));
+    // That an image is there by now is no right to it.
     apply(pod("late", private, "IfNotPresent", &none));
+    apply(pod("later", ahead, "IfNotPresent", &none));
     waits(cluster, "late", "ImagePullBackOff", "add a pull secret");
+    waits(cluster, "later", "ImagePullBackOff", "add a pull secret");
 
     // An image as a volume.
     let volume = json!({

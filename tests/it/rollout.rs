@@ -2,7 +2,7 @@
 //! that the manifests give them.
 #![allow(clippy::await_holding_lock, clippy::unwrap_used, clippy::panic)]
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use crate::support::build::{BuiltImage, MANIFEST, gzip, noise, tar};
 use crate::support::cluster::Cluster;
 use crate::support::hub::{Hub, blob_path};
-use crate::support::node::{ControllerProcess, Node, install_kinds};
+use crate::support::node::{ControllerProcess, Node, install_kinds, objects};
 use crate::support::process::run;
 
 /// Far more than anything takes; who waits longer waits in vain.
@@ -107,20 +107,8 @@ impl Turn {
 /// All that the manifests have, but for the pods: agents and controllers are processes here. Tags are looked up every
 /// second where a spec says so.
 fn install(cluster: &Cluster) {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests/overlays/cache");
-    let built = cluster
-        .kubectl(&["kustomize", folder.to_str().unwrap()])
-        .ok();
-    let objects: Vec<Value> = built
-        .split("\n---\n")
-        .map(|document| serde_saphyr::from_str::<Value>(document).unwrap())
-        .filter(|object| {
-            let kind = object["kind"].as_str().unwrap();
-            !["DaemonSet", "Deployment", "CustomResourceDefinition"].contains(&kind)
-        })
-        .collect();
     kinds(cluster);
-    cluster.apply(&json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string());
+    cluster.apply(&objects(cluster, "cache"));
 }
 
 fn kinds(cluster: &Cluster) {

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::cluster::Cluster;
 use super::process::{AgentProcess, agent_on, later, run};
@@ -147,7 +147,13 @@ pub(crate) struct ControllerProcess {
 
 impl ControllerProcess {
     pub(crate) fn start(kubeconfig: &Path) -> Self {
+        Self::start_with(kubeconfig, None)
+    }
+
+    /// `hosts`: how registries are reached, one folder each.
+    pub(crate) fn start_with(kubeconfig: &Path, hosts: Option<&Path>) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let none = dir.path().join("hosts.d");
         let log = File::create(dir.path().join("log")).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
         command
@@ -155,7 +161,7 @@ impl ControllerProcess {
             .arg("--kubeconfig")
             .arg(kubeconfig);
         command.args(["--http", "127.0.0.1:0", "--log-format", "json"]);
-        command.arg("--hosts-dir").arg(dir.path().join("hosts.d"));
+        command.arg("--hosts-dir").arg(hosts.unwrap_or(&none));
         let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -192,6 +198,21 @@ impl Drop for ControllerProcess {
 pub(crate) fn folder(name: &str) -> String {
     let manifests = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
     manifests.join(name).to_str().unwrap().to_owned()
+}
+
+/// All objects of an overlay of the manifests but its pods and kinds, for agents and controllers that are processes here.
+pub(crate) fn objects(cluster: &Cluster, overlay: &str) -> String {
+    let folder = folder(&format!("overlays/{overlay}"));
+    let built = cluster.kubectl(&["kustomize", &folder]).ok();
+    let objects: Vec<Value> = built
+        .split("\n---\n")
+        .map(|document| serde_saphyr::from_str::<Value>(document).unwrap())
+        .filter(|object| {
+            let kind = object["kind"].as_str().unwrap();
+            !["DaemonSet", "Deployment", "CustomResourceDefinition"].contains(&kind)
+        })
+        .collect();
+    json!({"apiVersion": "v1", "kind": "List", "items": objects}).to_string()
 }
 
 /// The four kinds, as they are printed.
