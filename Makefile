@@ -7,7 +7,7 @@ CLUSTER ?= $(abspath $(TARGET_DIR))/cluster
 TARGET_DIR = $(or $(CARGO_TARGET_DIR),target)
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint fmt bench bench-scale critest cluster node cluster-down install krew image clean manifests
+.PHONY: help build test lint fmt bench bench-start bench-pods bench-scale critest cluster node cluster-down install krew image clean manifests
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -26,6 +26,12 @@ fmt: ## format the sources
 
 bench: ## measure pulls side by side with containerd (root)
 	@tests/bench/run.sh
+
+bench-start: ## measure how containers start and read, side by side with containerd on overlayfs (root); START passes flags
+	@tests/bench/nodes.sh start $(START)
+
+bench-pods: ## measure what 100 pods of 10 images cost, side by side with containerd on overlayfs (root); PODS passes flags
+	@tests/bench/nodes.sh pods $(PODS)
 
 bench-scale: ## measure what SCALE (--nodes 2000) simulated agents cost an API server
 	@tests/bench/scale.sh $(SCALE)

@@ -53,8 +53,8 @@ recipe() {
         version=$GRPCURL module=github.com/fullstorydev/grpcurl package=cmd/grpcurl
         ;;
     criclient)
-        # A program of our own around kubelet's image client.
-        version=$(cat "$own/go.mod" "$own/main.go" | cksum | tr ' ' -) module=. package=
+        # A program of our own around kubelet's clients.
+        version=$(cat "$own/go.mod" "$own"/*.go | cksum | tr ' ' -) module=. package=
         ;;
     kube-apiserver | kube-controller-manager | kube-scheduler | kubectl | kubelet)
         # They compare versions with each other, so the version must be in them.
@@ -147,7 +147,7 @@ checkout() {
         # Copied, for go writes a go.sum beside it.
         dir=$bed/src/criclient
         mkdir -p "$dir"
-        cp "$own/go.mod" "$own/main.go" "$dir/"
+        cp "$own/go.mod" "$own"/*.go "$dir/"
         echo "$dir"
         return
     fi

@@ -11,81 +11,14 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def wait_for(check, what, seconds=30):
-    """Polls for a condition that has no event to wait on from outside the process."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if check():
-            return
-        time.sleep(0.02)
-    raise SystemExit(f"{what} did not come up in {seconds} s")
-
-
-def disk(path):
-    return int(subprocess.run(["du", "-s", "--block-size=1", str(path)], capture_output=True, text=True, check=True).stdout.split()[0])
-
-
-class Server:
-    def __init__(self, argv, log, env=None):
-        self.log = open(log, "ab")
-        self.process = subprocess.Popen(argv, stdout=self.log, stderr=self.log, stdin=subprocess.DEVNULL, env=env)
-
-    def status(self, key):
-        text = pathlib.Path(f"/proc/{self.process.pid}/status").read_text()
-        return int(re.search(rf"{key}:\s+(\d+) kB", text).group(1)) * 1024
-
-    def cpu(self):
-        fields = pathlib.Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-    def stop(self):
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            try:
-                self.process.wait(30)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.log.close()
-
-
-class Registry:
-    def __init__(self, work):
-        self.port = free_port()
-        config = work / "registry.yml"
-        config.write_text(
-            f"version: 0.1\nlog: {{level: error, accesslog: {{disabled: true}}}}\nstorage: {{filesystem: {{rootdirectory: {work}/registry}}}}\n"
-            f"http: {{addr: 127.0.0.1:{self.port}}}\n"
-        )
-        self.server = Server(["docker-registry", "serve", str(config)], work / "registry.log")
-        wait_for(lambda: self.get("/v2/") == 200, "registry")
-
-    def get(self, path):
-        try:
-            return urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2).status
-        except OSError:
-            return 0
-
-    def push(self, layout, name):
-        subprocess.run(["skopeo", "copy", "-q", "--dest-tls-verify=false", f"oci:{layout}", f"docker://127.0.0.1:{self.port}/{name}"], check=True)
+from sides import Registry, Server, crictl, disk, free_port, wait_for
 
 
 class Containerd:
@@ -118,11 +51,6 @@ class Larder:
         return self.root / "root"
 
 
-def crictl(side, *argv, check=True, timeout="60s"):
-    at = f"unix://{side.socket}"
-    return subprocess.run([str(side.bin / "crictl"), "-r", at, "-i", at, "--timeout", timeout, *argv], capture_output=True, text=True, check=check)
-
-
 def timed(side, *argv):
     cpu, begin = side.server.cpu(), time.monotonic()
     done = crictl(side, *argv, check=False)
@@ -135,7 +63,7 @@ def timed(side, *argv):
 def one(side, registry, image):
     """Cold pull of one image into an empty store; for larder, what follows from it too."""
     wait_for(lambda: crictl(side, "imagefsinfo", check=False).returncode == 0, side.name)
-    ref = f"127.0.0.1:{registry.port}/{image}"
+    ref = registry.name(image)
     result = {}
     result["pull_s"], result["cpu_s"] = timed(side, "pull", ref)
     begin = time.monotonic()

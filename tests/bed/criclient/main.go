@@ -1,6 +1,8 @@
-// Drives an image service with the client that kubelet has, as kubelet does, and prints what it saw as JSON.
+// Drives an image service with the client that kubelet has, as kubelet does, and prints what it saw as JSON; or starts and
+// removes the pods that standard input tells of, and prints how long each step took.
 //
 //	criclient ENDPOINT IMAGE [stream]
+//	criclient pods ENDPOINT
 package main
 
 import (
@@ -31,7 +33,11 @@ type report struct {
 
 func main() {
 	if len(os.Args) < 3 {
-		fail("usage", fmt.Errorf("criclient ENDPOINT IMAGE [stream]"))
+		fail("usage", fmt.Errorf("criclient ENDPOINT IMAGE [stream], or criclient pods ENDPOINT"))
+	}
+	if os.Args[1] == "pods" {
+		pods(os.Args[2])
+		return
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
