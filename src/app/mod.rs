@@ -12,12 +12,14 @@ pub mod demo;
 pub mod doctor;
 pub mod images;
 mod kube_agent;
+mod machine;
 mod open;
 mod policies;
 mod process;
 mod pruning;
 mod registrar;
 pub mod serve;
+pub mod setup;
 
 pub use credentials::{Found, credentials_for};
 pub use open::{CacheOptions, Opened, expect_store, open_cache};

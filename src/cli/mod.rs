@@ -24,6 +24,7 @@ mod prune;
 mod pull;
 mod rmi;
 mod run;
+mod setup;
 mod status;
 mod unpack;
 mod version;
@@ -157,6 +158,9 @@ enum Verb {
     /// Check whether this machine suits larder, and say what to change
     #[command(after_help = doctor::AFTER)]
     Doctor(doctor::Args),
+    /// Configure the container runtime of this machine for larder
+    #[command(after_help = setup::AFTER)]
+    Setup(setup::Args),
     /// Read everything in the store and compare checksums
     #[command(alias = "verify", after_help = fsck::AFTER)]
     Fsck(fsck::Args),

@@ -9,7 +9,7 @@ use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
     Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, doctor, fsck, images,
-    inspect, mount, prune, pull, rmi, status, unpack, version,
+    inspect, mount, prune, pull, rmi, setup, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -84,6 +84,9 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
     if let Verb::Doctor(args) = verb {
         return doctor::run(args, globals, &terminal).await;
     }
+    if let Verb::Setup(args) = verb {
+        return setup::run(args, globals, &terminal, &interrupts).await;
+    }
     if let Verb::Demo(args) = verb {
         return demo::run(args, &terminal, &interrupts).await;
     }
@@ -118,6 +121,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             | Verb::Crds(_)
             | Verb::Demo(_)
             | Verb::Doctor(_)
+            | Verb::Setup(_)
             | Verb::Version(_) => Ok(()),
         }
     };

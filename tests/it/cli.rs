@@ -11,7 +11,7 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 17] = [
+const VERBS: [&str; 18] = [
     "agent",
     "controller",
     "crds",
@@ -23,6 +23,7 @@ const VERBS: [&str; 17] = [
     "status",
     "df",
     "doctor",
+    "setup",
     "fsck",
     "unpack",
     "mount",

@@ -35,6 +35,7 @@ mod rollout;
 mod rollout_faults;
 mod runtime;
 mod secrets;
+mod setup;
 mod support;
 mod tidy;
 mod tutorial;

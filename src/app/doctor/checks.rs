@@ -1,6 +1,7 @@
 //! Kernel, mounts, disk, registries' configuration and the agent's socket: pure.
 
 use super::{Agent, Disk, Facts, Finding};
+use crate::app::machine::version;
 
 /// The first kernel that mounts EROFS from plain files.
 const KERNEL: (u64, u64) = (6, 12);
@@ -35,15 +36,6 @@ pub(super) fn machine(facts: &Facts) -> Vec<Finding> {
     findings.push(agent(facts));
     findings.extend(hosts(facts));
     findings
-}
-
-/// Major and minor version of a text that begins with them.
-pub(super) fn version(text: &str) -> Option<(u64, u64)> {
-    let mut numbers = text
-        .trim_start_matches('v')
-        .split(|c: char| !c.is_ascii_digit());
-    let major = numbers.next()?.parse().ok()?;
-    Some((major, numbers.next()?.parse().ok()?))
 }
 
 fn kernel(release: &str) -> Finding {

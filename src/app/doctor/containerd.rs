@@ -2,19 +2,16 @@
 
 use toml::{Table, Value};
 
-use super::checks::version;
 use super::kubelet::ImageService;
-use super::{Containerd, Facts, Finding};
+use super::{Containerd, Facts, Finding, mirror};
 use crate::app::config::overlay;
+use crate::app::machine::version;
+use crate::app::setup::{IMAGES as NEW, OLD_IMAGES as OLD, TRANSFER};
 
 const NAME: &str = "containerd";
 /// The first that can say where a proxy keeps its files.
 const VERSION: (u64, u64) = (1, 7);
-/// Where version 2 of the configuration has images, and where later ones do.
-const OLD: &str = "io.containerd.grpc.v1.cri";
-const NEW: &str = "io.containerd.cri.v1.images";
-const TRANSFER: &str = "io.containerd.transfer.v1.local";
-const HOW: &str = "see docs/containerd.md";
+const HOW: &str = "larder setup containerd; or see docs/containerd.md";
 
 pub(super) fn check(facts: &Facts, images: &ImageService) -> Vec<Finding> {
     let Some(containerd) = &facts.containerd else {
@@ -30,13 +27,28 @@ pub(super) fn check(facts: &Facts, images: &ImageService) -> Vec<Finding> {
             )];
         }
     };
-    let Some(plugin) = get(&config, &["proxy_plugins", "larder"]) else {
+    let plugin = if is_old(&config) { OLD } else { NEW };
+    let folder = mirror::folder(&config, plugin);
+    let mut findings = snapshots(facts, containerd, &config, images);
+    findings.extend(mirror::check(facts, folder, is_old(&config)));
+    findings
+}
+
+fn snapshots(
+    facts: &Facts,
+    containerd: &Containerd,
+    config: &Table,
+    images: &ImageService,
+) -> Vec<Finding> {
+    let Some(plugin) = get(config, &["proxy_plugins", "larder"]) else {
         return vec![absent(images)];
     };
     let mut findings = running(containerd);
     findings.extend(proxy(facts, plugin));
-    findings.extend(snapshotter(&config));
-    findings.extend(sandbox(facts, &config, images));
+    let version = containerd.version.as_deref().and_then(number);
+    let newer = version.is_some_and(|(major, _)| major >= 2);
+    findings.extend(snapshotter(config, newer));
+    findings.extend(sandbox(facts, config, images));
     if findings.is_empty() {
         let version = containerd
             .version
@@ -85,9 +97,12 @@ fn absent(images: &ImageService) -> Finding {
     }
 }
 
+/// A name may stand before it.
+fn number(text: &str) -> Option<(u64, u64)> {
+    version(text.rsplit(' ').next()?)
+}
+
 fn running(containerd: &Containerd) -> Vec<Finding> {
-    // A name may stand before it.
-    let number = |text: &str| version(text.rsplit(' ').next()?);
     match containerd
         .version
         .as_deref()
@@ -146,7 +161,7 @@ fn is_old(config: &Table) -> bool {
         < 3
 }
 
-fn snapshotter(config: &Table) -> Vec<Finding> {
+fn snapshotter(config: &Table, newer: bool) -> Vec<Finding> {
     let keys: &[&str] = match is_old(config) {
         true => &["plugins", OLD, "containerd", "snapshotter"],
         false => &["plugins", NEW, "snapshotter"],
@@ -154,6 +169,18 @@ fn snapshotter(config: &Table) -> Vec<Finding> {
     let found = get(config, keys)
         .and_then(Value::as_str)
         .unwrap_or("overlayfs");
+    // containerd 2 takes over the snapshotter of version 2 only with the runtimes beside it.
+    let lost = is_old(config)
+        && newer
+        && get(config, &["plugins", OLD, "containerd", "runtimes"]).is_none()
+        && get(config, &["plugins", NEW, "snapshotter"]).is_none();
+    if lost && found == "larder" {
+        return vec![Finding::warn(
+            NAME,
+            format!("containerd 2 does not see the snapshotter in [plugins.{OLD:?}.containerd]"),
+            format!("snapshotter = \"larder\" in [plugins.{NEW:?}] too; {HOW}"),
+        )];
+    }
     if found != "larder" {
         return vec![Finding::warn(
             NAME,
@@ -188,13 +215,15 @@ fn sandbox(facts: &Facts, config: &Table, images: &ImageService) -> Option<Findi
         Some(beginning) => image.starts_with(beginning),
         None => pattern == image,
     };
-    if *images != ImageService::Larder || facts.pinned.iter().any(pinned) {
+    // The agent is told by containerd itself which image that is.
+    let known = facts.follows || facts.pinned.iter().any(pinned);
+    if *images != ImageService::Larder || known {
         return None;
     }
     Some(Finding::warn(
         NAME,
         format!("the sandbox image {image} is not pinned here: the kubelet may collect it"),
-        format!("pinned = [{image:?}] in larder's configuration, or LARDER_PINNED={image}"),
+        format!("larder agent --containerd SOCKET, or LARDER_PINNED={image}"),
     ))
 }
 
@@ -258,6 +287,12 @@ mod tests {
             snapshotter = "larder"
         "#;
         assert_eq!(one(&facts(&[old], "1.7.2"), &ImageService::Larder).0, Good);
+        assert_eq!(one(&facts(&[old], "v2.0.1"), &ImageService::Larder).0, Warn);
+        let both = format!("{old}\n[plugins.{NEW:?}]\nsnapshotter = 'larder'\n");
+        assert_eq!(
+            one(&facts(&[&both], "v2.0.1"), &ImageService::Larder).0,
+            Good
+        );
         // What is imported is put over it.
         let over = "[plugins.\"io.containerd.cri.v1.images\"]\nsnapshotter = \"overlayfs\"\n";
         assert_eq!(
@@ -301,6 +336,10 @@ mod tests {
                 "{message}"
             );
         }
+        let other = GOOD.replace("registry.k8s.io/pause", "mirror.example/pause");
+        let mut follows = facts(&[&other], "v2.0.0");
+        follows.follows = true;
+        assert_eq!(one(&follows, &ImageService::Larder).0, Good);
         assert_eq!(
             one(&facts(&[GOOD], "v1.6.36"), &ImageService::Larder).0,
             Bad

@@ -7,12 +7,16 @@ mod checks;
 mod containerd;
 mod gather;
 mod kubelet;
+mod mirror;
 
 pub use gather::{Options, gather};
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+use super::machine::Read;
 
 /// How it stands with one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -69,9 +73,6 @@ impl Finding {
     }
 }
 
-/// A file and what is in it, or why it cannot be read.
-type Read = (PathBuf, Result<String, String>);
-
 /// Everything that is decided upon.
 #[derive(Clone, Debug, Default)]
 pub struct Facts {
@@ -80,6 +81,8 @@ pub struct Facts {
     root: PathBuf,
     socket: PathBuf,
     pinned: Vec<String>,
+    /// The agent asks containerd what to pin.
+    follows: bool,
     superuser: bool,
     /// `uname -r`.
     kernel: String,
@@ -96,6 +99,10 @@ pub struct Facts {
     /// HOST folders with what is wrong with them.
     hosts: Vec<(PathBuf, Option<String>)>,
     containerd: Option<Containerd>,
+    /// containerd's `hosts.toml` files.
+    registries: Vec<Read>,
+    /// The agent's mirror, or where it would be.
+    mirror: Option<Mirror>,
     kubelet: Option<Kubelet>,
 }
 
@@ -107,6 +114,16 @@ struct Disk {
     /// 0 where there is no such limit.
     inodes: u64,
     inodes_available: u64,
+}
+
+/// The mirror that container runtimes pull through.
+#[derive(Clone, Copy, Debug)]
+struct Mirror {
+    address: SocketAddr,
+    /// By the agent's configuration.
+    wanted: bool,
+    /// Somebody listens there.
+    answers: bool,
 }
 
 /// What is at the agent's socket.

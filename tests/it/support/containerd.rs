@@ -56,33 +56,38 @@ pub(crate) fn programs(test: &str) -> Option<Programs> {
 impl Programs {
     /// A layer with a shell.
     pub(crate) fn shell(&self) -> BuiltLayer {
-        let mut tar = tar::Builder::new(Vec::new());
-        let mut header = tar::Header::new_gnu();
-        header.set_mtime(1_700_000_000);
-        header.set_mode(0o755);
-        for folder in ["bin", "tmp", "etc", "proc", "sys", "dev"] {
-            header.set_entry_type(tar::EntryType::Directory);
-            header.set_size(0);
-            header.set_mode(if folder == "tmp" { 0o1777 } else { 0o755 });
-            tar.append_data(&mut header, folder, std::io::empty())
-                .unwrap();
-        }
-        let program = fs::read(&self.busybox).unwrap();
-        header.set_entry_type(tar::EntryType::Regular);
-        header.set_mode(0o755);
-        header.set_size(program.len() as u64);
-        tar.append_data(&mut header, "bin/busybox", program.as_slice())
-            .unwrap();
-        for applet in [
-            "sh", "sleep", "cat", "ls", "find", "stat", "dd", "echo", "rm",
-        ] {
-            header.set_entry_type(tar::EntryType::Symlink);
-            header.set_size(0);
-            let path = format!("bin/{applet}");
-            tar.append_link(&mut header, path, "busybox").unwrap();
-        }
-        gzip(&tar.into_inner().unwrap())
+        shell(&self.busybox)
     }
+}
+
+/// A layer with a shell, which is this program.
+pub(crate) fn shell(busybox: &Path) -> BuiltLayer {
+    let mut tar = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_mtime(1_700_000_000);
+    header.set_mode(0o755);
+    for folder in ["bin", "tmp", "etc", "proc", "sys", "dev"] {
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(if folder == "tmp" { 0o1777 } else { 0o755 });
+        tar.append_data(&mut header, folder, std::io::empty())
+            .unwrap();
+    }
+    let program = fs::read(busybox).unwrap();
+    header.set_entry_type(tar::EntryType::Regular);
+    header.set_mode(0o755);
+    header.set_size(program.len() as u64);
+    tar.append_data(&mut header, "bin/busybox", program.as_slice())
+        .unwrap();
+    for applet in [
+        "sh", "sleep", "cat", "ls", "find", "stat", "dd", "echo", "rm",
+    ] {
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        let path = format!("bin/{applet}");
+        tar.append_link(&mut header, path, "busybox").unwrap();
+    }
+    gzip(&tar.into_inner().unwrap())
 }
 
 /// An image that runs a command.
@@ -109,6 +114,29 @@ pub(crate) struct Containerd {
 impl Containerd {
     /// `sandbox`: the image of pods' sandboxes; `larder`: the agent's socket.
     pub(crate) fn start(programs: Programs, dir: &Path, sandbox: &str, larder: &Path) -> Self {
+        let mut containerd = Self::configured(programs, dir, sandbox, larder);
+        containerd.again();
+        containerd
+    }
+
+    /// With a configuration that says nothing of larder; not started yet.
+    pub(crate) fn without_larder(programs: Programs, dir: &Path, sandbox: &str) -> Self {
+        let containerd = Self::configured(programs, dir, sandbox, Path::new("larder.sock"));
+        let config = fs::read_to_string(containerd.config()).unwrap();
+        let ours = [
+            "[[plugins.'io.containerd.transfer.v1.local'",
+            "[proxy_plugins.larder]",
+        ];
+        let end = ours.iter().filter_map(|table| config.find(table)).min();
+        let lines = config.get(..end.unwrap()).unwrap().lines();
+        let lines =
+            lines.filter(|line| !line.starts_with("config_path") && !line.ends_with("'larder'"));
+        let lines: Vec<&str> = lines.collect();
+        fs::write(containerd.config(), lines.join("\n")).unwrap();
+        containerd
+    }
+
+    fn configured(programs: Programs, dir: &Path, sandbox: &str, larder: &Path) -> Self {
         let version = run(Command::new(&programs.containerd).arg("--version")).ok();
         let config = if version.contains(" v1.") || version.contains(" 1.") {
             config_of_1(&programs, dir, sandbox, larder)
@@ -118,17 +146,19 @@ impl Containerd {
         fs::create_dir_all(dir.join("cni")).unwrap();
         fs::write(dir.join("config.toml"), config).unwrap();
         let name = dir.file_name().unwrap().to_string_lossy();
-        let mut containerd = Containerd {
+        Containerd {
             programs,
             child: None,
             group: format!("larder-it{}", name.replace('.', "-")),
             dir: dir.to_owned(),
-        };
-        containerd.again();
-        containerd
+        }
     }
 
-    /// Starts it anew after it was killed.
+    pub(crate) fn config(&self) -> PathBuf {
+        self.dir.join("config.toml")
+    }
+
+    /// Starts it, or starts it anew after it was killed.
     pub(crate) fn again(&mut self) {
         let log = File::options()
             .create(true)
@@ -143,7 +173,7 @@ impl Containerd {
         );
         let child = Command::new(&self.programs.containerd)
             .arg("--config")
-            .arg(self.dir.join("config.toml"))
+            .arg(self.config())
             .env("PATH", path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().unwrap())
@@ -385,15 +415,20 @@ impl Drop for Containerd {
             eprintln!("containerd's log:\n{}", self.log());
         }
         self.lose_everything();
-        for hierarchy in fs::read_dir("/sys/fs/cgroup")
-            .into_iter()
-            .flatten()
-            .flatten()
-        {
-            remove_groups(&hierarchy.path().join(&self.group));
-        }
-        remove_groups(&Path::new("/sys/fs/cgroup").join(&self.group));
+        remove_control_groups(&self.group);
     }
+}
+
+/// Removes a control group of this name and those below it, wherever it is.
+pub(crate) fn remove_control_groups(name: &str) {
+    for hierarchy in fs::read_dir("/sys/fs/cgroup")
+        .into_iter()
+        .flatten()
+        .flatten()
+    {
+        remove_groups(&hierarchy.path().join(name));
+    }
+    remove_groups(&Path::new("/sys/fs/cgroup").join(name));
 }
 
 /// A control group goes when those in it are gone, and the kernel may hold one for a moment.

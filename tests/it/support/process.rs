@@ -240,6 +240,7 @@ impl Drop for Distribution {
 }
 
 /// A finished program.
+#[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) success: bool,
     pub(crate) code: Option<i32>,
