@@ -2,7 +2,8 @@
 //!
 //! What larder holds and shows, containerd has under the same names; what goes here, goes there. What somebody removes
 //! there goes here too, unless it is pinned or declared: then it is made known again. Only the event of a removal counts,
-//! never that something is not there: a containerd with an empty data directory gets its images back.
+//! never that something is not there: a containerd with an empty data directory gets its images back. What containerd
+//! itself pins, as it does the image of its sandboxes, is pinned here.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
@@ -18,7 +19,7 @@ use crate::cache::{Cache, ImageView};
 use crate::image::{Digest, ImageId};
 use crate::lifecycle::Shutdown;
 use crate::runtime::{
-    self, Containerd, ContainerdError, ContainerdImage, Document, Names, Registered,
+    self, Containerd, ContainerdError, ContainerdImage, Document, NameEvent, Names, Registered,
 };
 
 /// How long a pull waits for containerd to know its image.
@@ -55,6 +56,8 @@ pub(super) struct Registrar {
     forgotten: BTreeMap<String, Instant>,
     /// Names that somebody took away there from an image that has others, with the time of its pull.
     refused: BTreeMap<String, i64>,
+    /// Names that containerd itself wants to keep.
+    pins: BTreeSet<String>,
     /// Images of which somebody took away names there, and when to look.
     dropped: BTreeSet<ImageId>,
     look_at: Option<Instant>,
@@ -93,6 +96,7 @@ impl Registrar {
             todo: VecDeque::new(),
             forgotten: BTreeMap::new(),
             refused: BTreeMap::new(),
+            pins: BTreeSet::new(),
             dropped: BTreeSet::new(),
             look_at: None,
             followed: JoinSet::new(),
@@ -128,7 +132,7 @@ impl Registrar {
 
     /// While there is a connection.
     async fn follow(&mut self) -> ContainerdError {
-        let mut removals = pin!(self.containerd.removals());
+        let mut events = pin!(self.containerd.events());
         let mut changes = self.cache.changes();
         if let Some(ask) = self.waiting.take()
             && let Err(error) = self.answer(ask).await
@@ -150,9 +154,14 @@ impl Registrar {
             let step = tokio::select! {
                 biased;
                 Some(ask) = self.asks.recv() => self.answer(ask).await,
-                removed = removals.next() => match removed {
-                    Some(name) => {
+                event = events.next() => match event {
+                    Some(NameEvent::Removed(name)) => {
                         self.removed(&name);
+                        Ok(())
+                    }
+                    // containerd's own pins come so.
+                    Some(NameEvent::Updated) => {
+                        next = next.min(Instant::now() + CALM);
                         Ok(())
                     }
                     None => Err(ContainerdError::Unavailable { socket: self.containerd.socket().to_owned() }),
@@ -190,9 +199,22 @@ impl Registrar {
         }
     }
 
+    /// All names there. Those that containerd itself wants to keep are pinned here too.
+    async fn known(&mut self) -> Result<Vec<Registered>, ContainerdError> {
+        let known = self.containerd.names().await?;
+        // What somebody took away there, is not let go by that.
+        let held = self.held_names();
+        self.pins
+            .retain(|name| held.contains(name) && !known.iter().any(|known| known.name == *name));
+        let pinned = known.iter().filter(|known| known.is_pinned_there());
+        self.pins.extend(pinned.map(|known| known.name.clone()));
+        self.cache.pin_for_runtime(self.pins.clone());
+        Ok(known)
+    }
+
     /// Makes containerd agree on one image.
     async fn settle(&mut self, id: &ImageId) -> Result<(), ContainerdError> {
-        let known = self.containerd.names().await?;
+        let known = self.known().await?;
         match self.cache.shown_image(id) {
             Some(image) => {
                 let names = self.names(&image);
@@ -212,7 +234,7 @@ impl Registrar {
 
     /// Compares all names here and there.
     async fn survey(&mut self) -> Result<(), ContainerdError> {
-        let known = self.containerd.names().await?;
+        let known = self.known().await?;
         let gone = self.gone(&known, |known| known.image().is_some());
         self.forget(gone).await?;
         let now = Instant::now();
@@ -357,7 +379,8 @@ impl Registrar {
             id: image.id.clone(),
             manifest: image.manifest.clone(),
             names: self.cache.names(&image.id),
-            pinned: image.pinned,
+            // Not what containerd pins by itself: it would be taken for a pin of larder's.
+            pinned: image.pinned_here,
             pulled_at: image.pulled_at,
         }
     }

@@ -25,7 +25,7 @@ mod threads;
 mod users;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -48,7 +48,6 @@ use keep::Keeping;
 use leases::{HeldLease, Parked};
 use names::{Patterns, Query, Scope};
 use threads::Threads;
-use view::Marks;
 
 pub use crate::registry::{Credentials, Secret};
 pub use crate::store::{
@@ -187,8 +186,10 @@ pub struct ImageView {
     pub user: Option<User>,
     /// Of the config.
     pub platform: Platform,
-    /// By record, by configured pattern or by declaration.
+    /// By record, by configured pattern, by declaration or by the runtime.
     pub pinned: bool,
+    /// The same without the runtime's own pins.
+    pub pinned_here: bool,
     /// Not in [`Shown`]: nobody but a prepull has proven that he may have it.
     pub staged: bool,
     /// Who declares it, sorted; see [`Cache::declare`].
@@ -212,6 +213,8 @@ struct Inner {
     config: Config,
     pinned: Patterns,
     declared: RwLock<Arc<Declared>>,
+    /// What the runtime wants to keep.
+    runtime_pins: RwLock<Arc<BTreeSet<String>>>,
     store: store::Store,
     registry: registry::Client,
     metrics: Metrics,
@@ -276,6 +279,7 @@ impl Cache {
         let inner = Inner {
             pinned: Patterns::new(&config.pinned),
             declared: RwLock::default(),
+            runtime_pins: RwLock::default(),
             flights: pull::Flights::default(),
             downloads: pull::Downloads::new(
                 store.clone(),
@@ -573,17 +577,6 @@ impl Cache {
         })?;
         result.map_err(|error| Error::store(name, error))?;
         Ok(shown)
-    }
-}
-
-impl Inner {
-    /// What is known of images now besides their records.
-    fn marks(&self) -> Marks<'_> {
-        let declared = self.declared.read().unwrap_or_else(PoisonError::into_inner);
-        Marks {
-            pinned: &self.pinned,
-            declared: declared.clone(),
-        }
     }
 }
 

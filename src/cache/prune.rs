@@ -255,7 +255,8 @@ impl Cache {
         }
         let marks = self.inner.marks();
         let names = || image.names.iter().map(|name| name.name.as_str());
-        if image.record.pinned || names().any(|name| marks.pinned.matches(name)) {
+        let here = image.record.pinned || names().any(|name| marks.pinned.matches(name));
+        if here || marks.pinned_by_runtime(image) {
             found.push(Protection::Pinned);
         }
         for declaration in marks.declared.of(names()) {

@@ -1,9 +1,10 @@
 //! That the container runtime knows the images that are here, where somebody sees to that: whoever pulls or removes an
 //! image can wait until it does.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
@@ -47,6 +48,19 @@ impl Cache {
             image: image.to_string(),
             cause,
         })
+    }
+
+    /// From now on these names and ids are what the runtime itself wants to keep, its sandbox image above all: they are
+    /// shown as pinned.
+    pub fn pin_for_runtime(&self, names: BTreeSet<String>) {
+        let pins = self.inner.runtime_pins.read();
+        let known = pins.unwrap_or_else(PoisonError::into_inner).clone();
+        if *known == names {
+            return;
+        }
+        tracing::info!(?names, "Images that the runtime pins");
+        let pins = self.inner.runtime_pins.write();
+        *pins.unwrap_or_else(PoisonError::into_inner) = Arc::new(names);
     }
 
     /// Wakes when images, their names or what is known of them may have changed.

@@ -1,19 +1,45 @@
 //! An image as doors show it, made from the store's record. Pure.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use crate::image::User;
 use crate::store::Image;
 
-use super::ImageView;
 use super::declared::Declared;
 use super::names::Patterns;
+use super::{ImageView, Inner};
 
 /// What is known of images besides their records.
 pub(super) struct Marks<'a> {
     pub(super) pinned: &'a Patterns,
     pub(super) declared: Arc<Declared>,
+    /// Names and ids that the runtime wants to keep.
+    pub(super) runtime: Arc<BTreeSet<String>>,
+}
+
+impl Marks<'_> {
+    /// Whether the runtime wants to keep an image.
+    pub(super) fn pinned_by_runtime(&self, image: &Image) -> bool {
+        let names = image.names.iter().map(|name| &name.name);
+        !self.runtime.is_empty()
+            && (names.into_iter().any(|name| self.runtime.contains(name))
+                || self.runtime.contains(&image.record.id.to_string()))
+    }
+}
+
+impl Inner {
+    /// What is known of images now besides their records.
+    pub(super) fn marks(&self) -> Marks<'_> {
+        let declared = self.declared.read().unwrap_or_else(PoisonError::into_inner);
+        let runtime = self.runtime_pins.read();
+        let runtime = runtime.unwrap_or_else(PoisonError::into_inner);
+        Marks {
+            pinned: &self.pinned,
+            declared: declared.clone(),
+            runtime: runtime.clone(),
+        }
+    }
 }
 
 pub(super) fn view(image: &Image, marks: &Marks<'_>) -> ImageView {
@@ -43,7 +69,8 @@ pub(super) fn view(image: &Image, marks: &Marks<'_>) -> ImageView {
         created: record.created.clone(),
         user: user(&record.user),
         platform: record.platform.clone(),
-        pinned,
+        pinned: pinned || marks.pinned_by_runtime(image),
+        pinned_here: pinned,
         staged: record.staged,
         declared_by: declared_by.into_iter().collect(),
         manifest: record.manifest.clone(),

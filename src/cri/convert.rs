@@ -62,6 +62,7 @@ pub(super) mod tests {
             user: None,
             platform: Platform::new("linux", "amd64", ""),
             pinned: false,
+            pinned_here: false,
             staged: false,
             declared_by: Vec::new(),
             manifest: digest,

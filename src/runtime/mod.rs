@@ -17,8 +17,8 @@ mod metrics;
 
 pub use client::{Auth, FsUsage, RuntimeImage, RuntimeImages};
 pub use containerd::{
-    Containerd, ContainerdError, ContainerdImage, Document, NAMESPACE, Names, REGISTERED,
-    Registered, SNAPSHOTTER,
+    Containerd, ContainerdError, ContainerdImage, Document, NAMESPACE, NameEvent, Names,
+    REGISTERED, Registered, SNAPSHOTTER,
 };
 pub use containers::{ImageUser, RuntimeContainers};
 pub use error::{Error, ErrorClass};

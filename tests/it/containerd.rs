@@ -225,6 +225,49 @@ async fn an_image_that_is_removed_in_containerd_is_removed_here() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_image_is_pinned_by_itself() {
+    let name = "the_sandbox_image_is_pinned_by_itself";
+    let Some(programs) = programs(name) else {
+        return;
+    };
+    let image = app(&programs);
+    let mut bed = Bed::start(programs, &[("app", image)]).await;
+    bed.prepull(&["pause", "app"]);
+    let pinned = |bed: &Bed| {
+        let list: Value = serde_json::from_str(&bed.larder(&["images", "-o", "json"])).unwrap();
+        let images = list.as_array().unwrap().iter();
+        let pinned = images.filter(|image| image["pinned"] == true);
+        let mut names: Vec<String> = pinned
+            .flat_map(|image| image["repoTags"].as_array().unwrap().clone())
+            .map(|name| name.as_str().unwrap().to_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    let (app, pause) = (bed.name("app"), bed.name("pause"));
+    bed.until("it is pinned", |bed| pinned(bed) == [pause.clone()]);
+    // An agent that starts anew is told again; with a pin of its own or without.
+    bed.kill_agent();
+    bed.start_agent();
+    bed.until("it is still pinned", |bed| pinned(bed) == [pause.clone()]);
+    // Whoever takes it away there does not take it away here.
+    bed.containerd.crictl(&["rmi", &pause]);
+    bed.containerd.until("it is known again", |containerd| {
+        containerd.images().contains(&pause)
+    });
+    bed.until("it is pinned again", |bed| pinned(bed) == [pause.clone()]);
+    // A containerd with another sandbox image has that one pinned too: what it pinned once, it keeps.
+    bed.containerd.kill();
+    let config = fs::read_to_string(bed.containerd.config()).unwrap();
+    let config = config.replace(&format!("'{pause}'"), &format!("'{app}'"));
+    fs::write(bed.containerd.config(), config).unwrap();
+    bed.containerd.again();
+    bed.until("the other one is pinned", |bed| {
+        pinned(bed) == [app.clone(), pause.clone()]
+    });
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn containers_outlive_the_agent_and_containerd() {
     let name = "containers_outlive_the_agent_and_containerd";
     let Some(programs) = programs(name) else {

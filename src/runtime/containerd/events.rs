@@ -1,4 +1,4 @@
-//! What others remove in containerd.
+//! What others remove and change in containerd.
 
 use futures_util::{Stream, StreamExt, stream};
 use prost::Message;
@@ -9,30 +9,44 @@ use super::proto::containerd::events::ImageDelete;
 use super::proto::events::v1::SubscribeRequest;
 use super::proto::events::v1::events_client::EventsClient;
 
-const TOPIC: &str = "/images/delete";
+const DELETE: &str = "/images/delete";
+const UPDATE: &str = "/images/update";
+
+/// What happened to a name of an image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NameEvent {
+    /// It was taken away.
+    Removed(String),
+    /// Some name points elsewhere, or has other labels.
+    Updated,
+}
 
 impl Containerd {
-    /// Names that are taken away from now on, whoever does it. It ends when the connection does. containerd says nothing,
+    /// What happens to names from now on, whoever does it. It ends when the connection does. containerd says nothing,
     /// not even that it listens, before the first one.
-    pub fn removals(&self) -> impl Stream<Item = String> + Send + use<> {
+    pub fn events(&self) -> impl Stream<Item = NameEvent> + Send + use<> {
         let mut client = EventsClient::new(self.channel.clone());
-        let filter = format!("topic=={TOPIC:?},namespace=={NAMESPACE:?}");
+        let filter = |topic| format!("topic=={topic:?},namespace=={NAMESPACE:?}");
         let request = self.request(SubscribeRequest {
-            filters: vec![filter],
+            filters: [DELETE, UPDATE].map(filter).to_vec(),
         });
         let events = stream::once(async move { client.subscribe(request).await });
         let events = events.filter_map(|answer| std::future::ready(answer.ok()));
         let events = events.flat_map(tonic::Response::into_inner);
         let events = events.take_while(|event| std::future::ready(event.is_ok()));
         events.filter_map(|event| {
-            let event = event.ok().filter(|event| {
-                // The filter is asked for; this does not rely on it.
-                event.topic == TOPIC && event.namespace == NAMESPACE
+            // The filter is asked for; this does not rely on it.
+            let event = event.ok().filter(|event| event.namespace == NAMESPACE);
+            let told = event.and_then(|event| match event.topic.as_str() {
+                DELETE => {
+                    let value = event.event?.value;
+                    let removed = ImageDelete::decode(value.as_slice()).ok()?;
+                    Some(NameEvent::Removed(removed.name))
+                }
+                UPDATE => Some(NameEvent::Updated),
+                _ => None,
             });
-            let removed = event
-                .and_then(|event| event.event)
-                .and_then(|event| ImageDelete::decode(event.value.as_slice()).ok());
-            std::future::ready(removed.map(|removed| removed.name))
+            std::future::ready(told)
         })
     }
 }

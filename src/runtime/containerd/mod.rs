@@ -12,6 +12,7 @@ mod register;
 
 pub use client::Containerd;
 pub use error::ContainerdError;
+pub use events::NameEvent;
 pub use plan::{ContainerdImage, Document, Names, Registered};
 
 /// The namespace of the kubelet's images and containers.

@@ -9,8 +9,10 @@ use crate::image::{Digest, ImageId};
 
 /// Marks a name as CRI's, so that the kubelet sees the image.
 const MANAGED: (&str, &str) = ("io.cri-containerd.image", "managed");
-/// Keeps the kubelet's collection away.
+/// Keeps the kubelet's collection away. containerd itself gives it to what its configuration pins: the sandbox image.
 const PINNED: (&str, &str) = ("io.cri-containerd.pinned", "pinned");
+/// Tells the pins of larder from those of containerd.
+const OURS: (&str, &str) = ("larder.dev/pinned", "pinned");
 
 /// A manifest, index or config.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,7 +34,7 @@ pub struct Names {
     pub manifest: Digest,
     /// Names, each with the digest of the document that it points at.
     pub names: Vec<(String, Digest)>,
-    /// To be kept from the kubelet's collection.
+    /// To be kept from the kubelet's collection, as larder has it.
     pub pinned: bool,
     /// Milliseconds since the epoch.
     pub pulled_at: i64,
@@ -73,6 +75,12 @@ impl Registered {
     pub fn image(&self) -> Option<&str> {
         self.labels.get(REGISTERED).map(String::as_str)
     }
+
+    /// True where containerd itself wants the image to be kept.
+    pub fn is_pinned_there(&self) -> bool {
+        let has = |(key, value): (&str, &str)| self.labels.get(key).is_some_and(|own| own == value);
+        has(PINNED) && !has(OURS)
+    }
 }
 
 impl Names {
@@ -99,6 +107,7 @@ impl Names {
         add(MANAGED);
         if self.pinned {
             add(PINNED);
+            add(OURS);
         }
         labels.insert(REGISTERED.to_owned(), self.id.to_string());
         labels
@@ -117,7 +126,7 @@ impl Names {
                 let labelled = labels
                     .iter()
                     .all(|(key, value)| known.labels.get(key) == Some(value));
-                let pin = known.labels.get(PINNED.0);
+                let pin = known.labels.get(OURS.0);
                 labelled && (self.pinned || pin.is_none_or(String::is_empty))
             });
             if !settled {
@@ -127,9 +136,10 @@ impl Names {
         missing
     }
 
-    /// A label that must not be on its names.
-    pub(super) fn surplus_label(&self) -> Option<&'static str> {
-        (!self.pinned).then_some(PINNED.0)
+    /// Labels that must not be on its names. Where containerd wants one, it gives it again by itself.
+    pub(super) fn surplus_labels(&self) -> &'static [&'static str] {
+        const PINS: &[&str] = &[PINNED.0, OURS.0];
+        if self.pinned { &[] } else { PINS }
     }
 }
 
@@ -263,12 +273,15 @@ mod tests {
         assert_eq!(image.names.missing(&known).len(), 3);
         let mut pinned = registered(&image);
         assert!(image.names.missing(&pinned).is_empty());
+        assert!(!pinned.iter().any(Registered::is_pinned_there));
         image.names.pinned = false;
         assert_eq!(image.names.missing(&pinned).len(), 3);
         // So containerd takes a label away.
         for name in &mut pinned {
-            name.labels.insert(PINNED.0.to_owned(), String::new());
+            name.labels.insert(OURS.0.to_owned(), String::new());
         }
         assert!(image.names.missing(&pinned).is_empty());
+        // What is left is containerd's own pin.
+        assert!(pinned.iter().all(Registered::is_pinned_there));
     }
 }

@@ -273,7 +273,13 @@ impl Containerd {
             Err(status) => return Err(Error::of(self.socket(), NAME.1, &status)),
         }
         let labels = image.names.labels().into_keys();
-        let labels = labels.chain(image.names.surplus_label().map(str::to_owned));
+        let labels = labels.chain(
+            image
+                .names
+                .surplus_labels()
+                .iter()
+                .map(|label| (*label).to_owned()),
+        );
         let mut paths = vec!["target".to_owned()];
         paths.extend(labels.map(|label| format!("labels.{label}")));
         let mut client = self.images();
