@@ -10,7 +10,7 @@ say() { echo "setup: $*" >&2; }
 
 # program:package
 wanted="cc:gcc fsck.erofs:erofs-utils skopeo:skopeo docker-registry:docker-registry setfattr:attr python3:python3 tar:tar zstd:zstd
-    go:golang-go openssl:openssl ip:iproute2 busybox:busybox-static pkg-config:pkg-config"
+    go:golang-go openssl:openssl ip:iproute2 busybox:busybox-static pkg-config:pkg-config podman:podman"
 packages=()
 for pair in $wanted; do
     command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")

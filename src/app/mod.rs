@@ -10,6 +10,7 @@ pub mod crds;
 mod credentials;
 pub mod demo;
 pub mod doctor;
+pub mod export;
 pub mod images;
 mod kube_agent;
 mod machine;

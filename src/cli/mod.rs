@@ -12,6 +12,7 @@ mod crds;
 mod demo;
 mod df;
 mod doctor;
+mod export_store;
 mod failure;
 mod fsck;
 mod images;
@@ -173,6 +174,9 @@ enum Verb {
     /// Unmount what mount mounted
     #[command(alias = "unmount", after_help = mount::AFTER_UMOUNT)]
     Umount(mount::UmountArgs),
+    /// Show images to podman and CRI-O as an additional image store
+    #[command(after_help = export_store::AFTER)]
+    ExportStore(export_store::Args),
     /// Show the versions of this program and of the agent
     #[command(after_help = version::AFTER)]
     Version(version::Args),

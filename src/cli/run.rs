@@ -8,8 +8,8 @@ use super::failure::Failure;
 use super::interrupt::Interrupts;
 use super::output::Format;
 use super::{
-    Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, doctor, fsck, images,
-    inspect, mount, prune, pull, rmi, setup, status, unpack, version,
+    Cli, Done, Globals, Verb, agent, completions, controller, crds, demo, df, doctor, export_store,
+    fsck, images, inspect, mount, prune, pull, rmi, setup, status, unpack, version,
 };
 use crate::telemetry::{self, LogConfig, LogFormat};
 
@@ -115,6 +115,7 @@ async fn ask(globals: &Globals, verb: Verb) -> Done {
             Verb::Unpack(args) => unpack::run(args, &mut client, &terminal).await,
             Verb::Mount(args) => mount::mount(args, &mut client, &terminal).await,
             Verb::Umount(args) => mount::umount(args, &mut client).await,
+            Verb::ExportStore(args) => export_store::run(args, &mut client, &terminal).await,
             Verb::Agent(_)
             | Verb::Controller(_)
             | Verb::Completions(_)

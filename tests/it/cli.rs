@@ -11,7 +11,7 @@ use crate::support::build::{BuiltImage, config, gzip, noise, tar, zstd};
 use crate::support::hub::Hub;
 use crate::support::process::AgentProcess;
 
-const VERBS: [&str; 18] = [
+const VERBS: [&str; 19] = [
     "agent",
     "controller",
     "crds",
@@ -28,6 +28,7 @@ const VERBS: [&str; 18] = [
     "unpack",
     "mount",
     "umount",
+    "export-store",
     "version",
     "completions",
 ];

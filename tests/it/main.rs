@@ -13,6 +13,7 @@ mod demo;
 mod docs;
 mod doors;
 mod erofs;
+mod export;
 mod helm;
 mod ingest;
 mod krew;
