@@ -390,15 +390,18 @@ async fn pulls_leave_the_reserved_band_and_what_may_go_goes_for_them() {
     let to = To::Socket(agent.socket.clone());
     let free = || disk.free();
     let empty = free();
-    let images = [(1, 90), (2, 40), (3, 60), (4, 45), (5, 45)];
-    for (seed, size) in images {
-        hub.push("app", &seed.to_string(), &large(seed, size * MIB));
+    // To make them takes longer than to pull them.
+    let images = [90, 40, 60, 45, 45].map(|size| size * MIB);
+    let images: Vec<BuiltImage> = (1..)
+        .zip(images)
+        .map(|(seed, size)| large(seed, size))
+        .collect();
+    for (number, image) in (1..).zip(&images) {
+        hub.push("app", &number.to_string(), image);
     }
-    let name = |seed: u64| hub.reference(&format!("app:{seed}"));
-    let blob = |seed: u64| {
-        let (_, size) = images[seed as usize - 1];
-        blob_path("app", &large(seed, size * MIB).layers[0].digest)
-    };
+    let image = |number: usize| images.get(number - 1).unwrap();
+    let name = |number: usize| hub.reference(&format!("app:{number}"));
+    let blob = |number: usize| blob_path("app", &image(number).layers[0].digest);
 
     // It could never fit: refused before a byte of it was asked for.
     hub.take_log();
@@ -413,7 +416,7 @@ async fn pulls_leave_the_reserved_band_and_what_may_go_goes_for_them() {
     // What nothing needs makes room.
     to.pull(&name(2)).await;
     to.pull(&name(3)).await;
-    assert_eq!(to.ids().await, BTreeSet::from([large(3, 60 * MIB).id()]));
+    assert_eq!(to.ids().await, BTreeSet::from([image(3).id()]));
     assert!(agent.log().contains("emergency"), "{}", agent.log());
     assert!(free() >= 20 << 20);
     assert_eq!(to.run(&["rmi", &name(3)]).await.code, 0);
@@ -459,14 +462,15 @@ async fn a_disk_that_others_fill_is_noticed() {
     };
     let agent = agent_with_band(dir.path(), &disk.path, "20Mi");
     let to = To::Socket(agent.socket.clone());
-    for seed in [1, 2] {
-        hub.push("app", &seed.to_string(), &large(seed, 20 * MIB));
-        to.pull(&hub.reference(&format!("app:{seed}"))).await;
+    let images = [1, 2].map(|seed| large(seed, 20 * MIB));
+    for (tag, image) in ["1", "2"].into_iter().zip(&images) {
+        hub.push("app", tag, image);
+        to.pull(&hub.reference(&format!("app:{tag}"))).await;
     }
     let ballast = vec![1u8; 45 * MIB];
     std::fs::write(disk.path.join("ballast"), &ballast).unwrap();
     let began = Instant::now();
-    let newer = BTreeSet::from([large(2, 20 * MIB).id()]);
+    let newer = BTreeSet::from([images[1].id()]);
     // As few as will do, the longest unused.
     while to.ids().await != newer {
         assert!(began.elapsed() < PATIENCE, "{}", agent.log());
