@@ -2,10 +2,13 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use crate::support::build::{BuiltImage, gzip, noise, tar};
 use crate::support::cluster::Cluster;
+use crate::support::hub::Hub;
 use crate::support::node::{ControllerProcess, install, objects};
 use crate::support::process::run;
 use crate::support::program;
@@ -79,20 +82,25 @@ fn known(cluster: &Cluster) -> String {
     run(ctr.args(["--namespace", "k8s.io", "images", "ls", "-q"])).ok()
 }
 
+/// What a client on the node is told.
+fn larder(cluster: &Cluster, args: &[&str]) -> String {
+    let socket = cluster.dir().join("node/host/run/larder/larder.sock");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
+    command.arg("--socket").arg(socket).args(args);
+    tokio::task::block_in_place(|| run(&mut command)).ok()
+}
+
 /// Whether the agent holds an image that it shows to nobody; `None` where it has none of that name.
 fn is_staged(cluster: &Cluster, name: &str) -> Option<bool> {
-    let mut larder = Command::new(env!("CARGO_BIN_EXE_larder"));
-    let socket = cluster.dir().join("node/host/run/larder/larder.sock");
-    larder.arg("--socket").arg(socket);
-    let images = run(larder.args(["images", "-o", "json"])).ok();
+    let images = larder(cluster, &["images", "-o", "json"]);
     let images: Vec<Value> = serde_json::from_str(&images).unwrap();
     let mut images = images.into_iter();
     let found = images.find(|image| image["repoTags"].as_array().unwrap().contains(&json!(name)));
     found.map(|image| image["staged"] == true)
 }
 
-#[test]
-fn pods_run_from_the_store_as_their_policies_say() {
+#[tokio::test(flavor = "multi_thread")]
+async fn pods_run_from_the_store_as_their_policies_say() {
     let Some(cluster) = Cluster::own_on_larder("kube_node") else {
         return;
     };
@@ -198,4 +206,66 @@ fn pods_run_from_the_store_as_their_policies_say() {
     assert_eq!(cluster.kubectl(&page).ok(), "two\n");
     apply(pod("after", server, "IfNotPresent", &none));
     runs("after");
+    two_collectors(cluster).await;
+}
+
+/// The kubelet's collection of images and larder's own, beside each other.
+async fn two_collectors(cluster: &Cluster) {
+    let larder = |args: &[&str]| larder(cluster, args);
+    let pressure = |node: &Value| {
+        let conditions = node["status"]["conditions"].as_array().unwrap();
+        let found = conditions.iter().find(|one| one["type"] == "DiskPressure");
+        found.unwrap()["status"].clone()
+    };
+    let hub = Hub::start().await;
+    let names = ["1", "2"].map(|tag| hub.reference(&format!("big:{tag}")));
+    for (tag, seed) in [("1", 1), ("2", 2)] {
+        let layer = gzip(&tar(&[("file", &noise(seed, 35 << 20))]));
+        hub.push("big", tag, &BuiltImage::new(&[layer]));
+    }
+    let pull = |name: &String| drop(larder(&["pull", "-q", "--plain-http", name]));
+    let big = hub.reference("big");
+    let held = || larder(&["images", "-q", &big]).lines().count();
+    names.iter().for_each(pull);
+    assert_eq!(held(), 2);
+    let settings = json!({
+        "kind": "KubeletConfiguration", "apiVersion": "kubelet.config.k8s.io/v1beta1",
+        "evictionHard": {"imagefs.available": "30%"}, "evictionPressureTransitionPeriod": "1s",
+        // By default it spares what it has known for less than two minutes.
+        "imageMinimumGCAge": "1s",
+    });
+    let place = cluster.dir().join("node/kubelet.d/20-full.conf");
+    std::fs::write(place, settings.to_string()).unwrap();
+    // It gets to know what is there when it starts.
+    cluster.restart("kubelet");
+    // The disk gets full. It learns of that by ImageFsInfo, removes what no container uses, and finds that enough.
+    let store = cluster.dir().join("node/host/var/lib/larder");
+    let stat = rustix::fs::statvfs(&store).unwrap();
+    let (size, free) = (stat.f_blocks * stat.f_frsize, stat.f_bavail * stat.f_frsize);
+    assert!(free * 100 > size * 45, "{free} of {size}");
+    let ballast = free - size / 5;
+    std::fs::write(
+        store.join("ballast"),
+        noise(3, usize::try_from(ballast).unwrap()),
+    )
+    .unwrap();
+    let began = Instant::now();
+    while held() > 0 {
+        assert!(began.elapsed() < Duration::from_secs(90), "{} stay", held());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    // Ours, which acts sooner, leaves it nothing to do.
+    names.iter().take(1).for_each(pull);
+    let policy = cluster.dir().join("free.yaml");
+    let free = json!({
+        "apiVersion": "larder.dev/v1alpha1", "kind": "ImagePrunePolicy", "metadata": {"name": "free"},
+        "spec": {"mode": "Enforce", "rules": [{"match": {"images": ["**/big"]}, "minFree": "90%"}]},
+    });
+    std::fs::write(&policy, free.to_string()).unwrap();
+    larder(&["prune", "--policy", policy.to_str().unwrap()]);
+    assert_eq!(held(), 0);
+    cluster.watch(&["node", &cluster.node()], |node| pressure(node) == "False");
+    let pods = cluster.json(&["get", "pods"]);
+    let mut pods = pods["items"].as_array().unwrap().iter();
+    assert!(!pods.any(|pod| pod["status"]["reason"] == "Evicted"));
 }

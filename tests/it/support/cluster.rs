@@ -76,13 +76,14 @@ impl Cluster {
     }
 
     /// As [`Self::own_with_node`], on larder: containerd starts containers on its layers, and the kubelet's image calls
-    /// go to it.
+    /// go to it. Its store has a disk of 200 MiB.
     pub(crate) fn own_on_larder(test: &str) -> Option<OwnCluster> {
         if let Err(reason) = super::can_mount_erofs() {
             skip(test, &reason);
             return None;
         }
-        Self::node_of(test, &["--larder", env!("CARGO_BIN_EXE_larder")])
+        let larder = ["--larder", env!("CARGO_BIN_EXE_larder")];
+        Self::node_of(test, &[&larder[..], &["--larder-disk", "200"]].concat())
     }
 
     fn node_of(test: &str, flags: &[&str]) -> Option<OwnCluster> {
