@@ -16,10 +16,11 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, sleep_until, timeout};
 
 use crate::cache::{Cache, ImageView};
-use crate::image::{Digest, ImageId};
+use crate::image::{Digest, ImageId, Reference};
 use crate::lifecycle::Shutdown;
 use crate::runtime::{
     self, Containerd, ContainerdError, ContainerdImage, Document, NameEvent, Names, Registered,
+    RuntimeContainers,
 };
 
 /// How long a pull waits for containerd to know its image.
@@ -56,8 +57,14 @@ pub(super) struct Registrar {
     forgotten: BTreeMap<String, Instant>,
     /// Names that somebody took away there from an image that has others, with the time of its pull.
     refused: BTreeMap<String, i64>,
+    /// The same containerd as a container runtime.
+    containers: RuntimeContainers,
     /// Names that containerd itself wants to keep.
     pins: BTreeSet<String>,
+    /// The image of its sandboxes, where it tells that by itself.
+    sandbox: Option<String>,
+    /// Of this connection.
+    sandbox_asked: bool,
     /// Images of which somebody took away names there, and when to look.
     dropped: BTreeSet<ImageId>,
     look_at: Option<Instant>,
@@ -89,6 +96,7 @@ impl Registrar {
         }));
         Registrar {
             containerd: Containerd::new(socket, metrics.clone()),
+            containers: RuntimeContainers::new(socket, metrics.clone()),
             cache,
             metrics,
             asks,
@@ -97,6 +105,8 @@ impl Registrar {
             forgotten: BTreeMap::new(),
             refused: BTreeMap::new(),
             pins: BTreeSet::new(),
+            sandbox: None,
+            sandbox_asked: false,
             dropped: BTreeSet::new(),
             look_at: None,
             followed: JoinSet::new(),
@@ -134,6 +144,8 @@ impl Registrar {
     async fn follow(&mut self) -> ContainerdError {
         let mut events = pin!(self.containerd.events());
         let mut changes = self.cache.changes();
+        // It has another image for sandboxes only after a start, and that ends the connection.
+        self.sandbox_asked = false;
         if let Some(ask) = self.waiting.take()
             && let Err(error) = self.answer(ask).await
         {
@@ -208,7 +220,15 @@ impl Registrar {
             .retain(|name| held.contains(name) && !known.iter().any(|known| known.name == *name));
         let pinned = known.iter().filter(|known| known.is_pinned_there());
         self.pins.extend(pinned.map(|known| known.name.clone()));
-        self.cache.pin_for_runtime(self.pins.clone());
+        // containerd 2 does not tell it so, but labels the name.
+        if !self.sandbox_asked
+            && let Ok(image) = self.containers.sandbox_image_of_all().await
+        {
+            self.sandbox = image.and_then(|image| name_of(&image));
+            self.sandbox_asked = true;
+        }
+        let pins = self.pins.iter().chain(&self.sandbox);
+        self.cache.pin_for_runtime(pins.cloned().collect());
         Ok(known)
     }
 
@@ -413,6 +433,15 @@ impl Registrar {
             tracing::warn!(err = text, "containerd does not know all images");
             self.complaint = text;
         }
+    }
+}
+
+/// An image's name as it is known here.
+fn name_of(image: &str) -> Option<String> {
+    let reference: Reference = image.parse().ok()?;
+    match reference.digest() {
+        Some(digest) => Some(reference.digested(digest)),
+        None => reference.tagged(),
     }
 }
 

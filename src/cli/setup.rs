@@ -273,7 +273,7 @@ fn ending(plan: &Plan, wanted: &Wanted, undone: bool) -> String {
         && UnixStream::connect(&snapshots.socket).is_err()
     {
         lines.push(format!(
-            "No agent answers at {}.\nStart it before containerd: larder agent",
+            "No agent answers at {}. Start one before containerd.",
             snapshots.socket.display()
         ));
     }
@@ -282,7 +282,7 @@ fn ending(plan: &Plan, wanted: &Wanted, undone: bool) -> String {
         && TcpStream::connect_timeout(&mirror, PATIENCE).is_err()
     {
         lines.push(format!(
-            "Nobody listens at {mirror}: until the agent does (--mirror {mirror}),\n\
+            "Nobody listens at {mirror}. Until the agent does (larder agent --mirror),\n\
              containerd asks the registries themselves."
         ));
     }

@@ -12,7 +12,7 @@ use super::connection::{Connection, MAX_ANSWER};
 use super::containers_proto::runtime_service_client::RuntimeServiceClient;
 use super::containers_proto::{
     Container, ContainerStatusRequest, ImageSpec, ListContainersRequest, ListPodSandboxRequest,
-    PodSandbox, PodSandboxStatusRequest,
+    PodSandbox, PodSandboxStatusRequest, StatusRequest,
 };
 use super::error::{Error, ErrorClass};
 
@@ -95,6 +95,15 @@ impl RuntimeContainers {
         };
         self.known().retain(|id, _| listed(id));
         Ok(users)
+    }
+
+    /// The image that pods' sandboxes are made of, where the runtime tells it of itself: containerd 1 and CRI-O do.
+    pub async fn sandbox_image_of_all(&self) -> Result<Option<String>, Error> {
+        let mut client = self.client();
+        let call = async move { client.status(StatusRequest { verbose: true }).await };
+        let answer = self.call("Status", call).await?;
+        let mut told = answer.info.values().map(|json| configured_in(json));
+        Ok(told.find_map(|image| image))
     }
 
     async fn containers(&self) -> Result<Vec<Container>, Error> {
@@ -195,6 +204,13 @@ fn image_in(json: &str) -> Option<String> {
     (!image.is_empty()).then(|| image.to_owned())
 }
 
+/// The image for sandboxes in a runtime's own configuration.
+fn configured_in(json: &str) -> Option<String> {
+    let value: serde_json::Value = serde_json::from_str(json).ok()?;
+    let image = value.get("sandboxImage")?.as_str()?;
+    (!image.is_empty()).then(|| image.to_owned())
+}
+
 fn describe(container: &Container, pods: &HashMap<&str, String>) -> String {
     let name = container.metadata.as_ref().map(|data| data.name.as_str());
     let pod = pods.get(container.pod_sandbox_id.as_str());
@@ -254,6 +270,21 @@ mod tests {
         assert_eq!(image_in(told).unwrap(), "registry.k8s.io/pause:3.10");
         for nothing in ["", "{", "[]", "{}", r#"{"image":7}"#, r#"{"image":""}"#] {
             assert_eq!(image_in(nothing), None, "{nothing}");
+        }
+    }
+
+    #[test]
+    fn the_configured_image_is_read_where_it_is_told() {
+        let told = r#"{"containerd":{},"sandboxImage":"registry.k8s.io/pause:3.8"}"#;
+        assert_eq!(configured_in(told).unwrap(), "registry.k8s.io/pause:3.8");
+        for nothing in [
+            "",
+            "OK",
+            "[]",
+            r#"{"sandboxImage":1}"#,
+            r#"{"sandboxImage":""}"#,
+        ] {
+            assert_eq!(configured_in(nothing), None, "{nothing}");
         }
     }
 

@@ -68,7 +68,13 @@ impl Drop for Podman {
         let _ = self.try_run(&["rm", "--all", "--force"]);
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4));
-        for at in points.filter(|at| Path::new(at).starts_with(self.dir.join("podman"))) {
+        // Those of larder, too, should the test end before its time.
+        let points: Vec<&str> = points.collect();
+        for at in points
+            .into_iter()
+            .rev()
+            .filter(|at| Path::new(at).starts_with(&self.dir))
+        {
             let _ = rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH);
         }
         remove_control_groups(&self.group());

@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::support::containerd::{Containerd, programs, runs};
 use crate::support::hub::Hub;
-use crate::support::need;
 use crate::support::process::{AgentProcess, Ended, run};
+use crate::support::{need, skip};
 
 fn setup(config: &Path, args: &[&str]) -> Ended {
     let mut command = Command::new(env!("CARGO_BIN_EXE_larder"));
@@ -123,10 +123,14 @@ fn dumped(containerd: &Path, config: &Path) -> toml::Table {
 
 #[test]
 fn containerd_reads_what_is_written() {
-    let Some([containerd]) = need("containerd_reads_what_is_written", ["containerd"]) else {
+    const TEST: &str = "containerd_reads_what_is_written";
+    let Some([containerd]) = need(TEST, ["containerd"]) else {
         return;
     };
     let default = run(Command::new(&containerd).args(["config", "default"])).ok();
+    if default.contains("\nversion = 2\n") {
+        return skip(TEST, "this containerd has a configuration of its own: 1.7");
+    }
     let dir = tempfile::tempdir().unwrap();
     let config = dir.path().join("config.toml");
     let certs = dir.path().join("certs.d");

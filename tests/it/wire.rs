@@ -117,14 +117,17 @@ PodSandbox.id = 1: string\n\
 PodSandbox.metadata = 2: PodSandboxMetadata\n\
 PodSandboxStatusRequest.pod_sandbox_id = 1: string\n\
 PodSandboxStatusRequest.verbose = 2: bool\n\
-PodSandboxStatusResponse.info = 2: map<string,string>";
+PodSandboxStatusResponse.info = 2: map<string,string>\n\
+StatusRequest.verbose = 1: bool\n\
+StatusResponse.info = 2: map<string,string>";
 
 /// The published methods that larder asks of a container runtime, besides those of the image service.
-const METHODS_OF_CONTAINERS: [&str; 4] = [
+const METHODS_OF_CONTAINERS: [&str; 5] = [
     "RuntimeService.ContainerStatus ContainerStatusRequest -> ContainerStatusResponse",
     "RuntimeService.ListContainers ListContainersRequest -> ListContainersResponse",
     "RuntimeService.ListPodSandbox ListPodSandboxRequest -> ListPodSandboxResponse",
     "RuntimeService.PodSandboxStatus PodSandboxStatusRequest -> PodSandboxStatusResponse",
+    "RuntimeService.Status StatusRequest -> StatusResponse",
 ];
 
 /// Facts of containerd's API v1.12.0, `api/services/snapshots/v1/snapshots.proto` and `api/types/mount.proto`.
