@@ -9,7 +9,11 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 exec </dev/null
 
-tests/setup.sh
+tests/setup.sh packages
+# What Go builds is needed by the tests and not before: meanwhile our own is built.
+tests/setup.sh programs &
+programs=$!
+trap 'kill "$programs" 2>/dev/null || true' EXIT
 
 target=${CARGO_TARGET_DIR:-target}
 mkdir -p "$target"
@@ -39,6 +43,11 @@ else
 fi
 
 echo "== cargo test --locked"
+# An error counts below, where the tests are run.
+cargo test --locked --no-run || true
+wait "$programs"
+# Most tests wait for other programs most of the time.
+export RUST_TEST_THREADS=${RUST_TEST_THREADS:-$(($(nproc) + 1))}
 cargo test --locked --no-fail-fast -- --show-output 2>&1 | tee "$log" | awk '
     # The output of tests that passed is in the log only.
     /^successes:$/ { quiet = 1 }
