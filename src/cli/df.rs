@@ -10,8 +10,9 @@ use crate::control::proto::{UsageRequest, UsageResponse};
 
 pub(super) const AFTER: &str = "\
 Contents are what the files of all layers add up to, each layer counted once.
-On disk is what the store really occupies; the difference is what files that
-several layers have in common would take once more.
+On disk is what the store really occupies, with what is kept for the mirror;
+the rest of it falls short of the contents by what files that several layers
+have in common would take once more.
 
 Examples:
   larder df
@@ -30,6 +31,7 @@ struct View {
     inodes: u64,
     logical_bytes: u64,
     stored_bytes: u64,
+    kept_bytes: u64,
     saved_bytes: u64,
 }
 
@@ -40,7 +42,6 @@ pub(super) async fn run(_: &Args, client: &mut Client, terminal: &Terminal) -> D
         say(usage.stored_bytes)?;
         return Ok(());
     }
-    let saved = usage.logical_bytes.saturating_sub(usage.stored_bytes);
     let view = View {
         root: usage.root.clone(),
         images: usage.images,
@@ -49,7 +50,8 @@ pub(super) async fn run(_: &Args, client: &mut Client, terminal: &Terminal) -> D
         inodes: usage.inodes,
         logical_bytes: usage.logical_bytes,
         stored_bytes: usage.stored_bytes,
-        saved_bytes: saved,
+        kept_bytes: usage.kept_bytes,
+        saved_bytes: saved(&usage),
     };
     if !terminal.format().print(&view)? {
         say(text(&usage))?;
@@ -57,12 +59,17 @@ pub(super) async fn run(_: &Args, client: &mut Client, terminal: &Terminal) -> D
     Ok(())
 }
 
+fn saved(usage: &UsageResponse) -> u64 {
+    let contents = usage.stored_bytes.saturating_sub(usage.kept_bytes);
+    usage.logical_bytes.saturating_sub(contents)
+}
+
 fn text(usage: &UsageResponse) -> String {
-    let saved = usage.logical_bytes.saturating_sub(usage.stored_bytes);
+    let saved = saved(usage);
     let share = percent(saved, usage.logical_bytes)
         .map(|percent| format!(" ({percent}%)"))
         .unwrap_or_default();
-    facts(&[
+    let mut rows = vec![
         ("STORE", usage.root.clone()),
         ("IMAGES", usage.images.to_string()),
         ("LAYERS", usage.layers.to_string()),
@@ -77,7 +84,12 @@ fn text(usage: &UsageResponse) -> String {
             ),
         ),
         ("SAVED", format!("{}{share}", size(saved))),
-    ])
+    ];
+    if usage.kept_bytes > 0 {
+        let kept = format!("{} as registries serve it", size(usage.kept_bytes));
+        rows.push(("KEPT", kept));
+    }
+    facts(&rows)
 }
 
 #[cfg(test)]
@@ -94,6 +106,7 @@ mod tests {
             layers: 40,
             segments: 12,
             root: "/var/lib/larder".to_owned(),
+            kept_bytes: 0,
         };
         assert_eq!(
             text(&usage),
@@ -105,6 +118,14 @@ CONTENTS  4.00GB
 ON DISK   1.00GB in 93 files, 12 of them packs
 SAVED     3.00GB (75%)"
         );
+        let usage = UsageResponse {
+            stored_bytes: 1_500_000_000,
+            kept_bytes: 500_000_000,
+            ..usage
+        };
+        let shown = text(&usage);
+        let end = "SAVED     3.00GB (75%)\nKEPT      500MB as registries serve it";
+        assert!(shown.ends_with(end), "{shown}");
         // An empty store has more on disk than in layers.
         let usage = UsageResponse {
             stored_bytes: 4096,

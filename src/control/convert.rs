@@ -152,6 +152,7 @@ pub(super) fn usage(usage: &Usage, root: &Path) -> proto::UsageResponse {
     proto::UsageResponse {
         logical_bytes: usage.logical_bytes,
         stored_bytes: usage.stored_bytes,
+        kept_bytes: usage.kept_bytes,
         inodes: usage.inodes,
         images: usage.images,
         layers: usage.layers,

@@ -219,7 +219,7 @@ impl KeptWriter {
                 verified: true,
             },
         );
-        inner.measure_kept(path);
+        inner.measure_again([path]);
         Ok(())
     }
 
@@ -343,13 +343,12 @@ impl Inner {
         let path = self.layout.kept_blob(name);
         files::remove(&path)?;
         self.kept().remove(name);
-        self.measure_kept(path);
+        self.measure_again([path]);
         Ok(())
     }
 
-    fn measure_kept(&self, path: PathBuf) {
-        self.metrics.kept(self.kept().bytes);
-        self.measure_again([path]);
+    pub(super) fn kept_bytes(&self) -> u64 {
+        self.kept().bytes
     }
 
     /// Start-up: what is there. Files with other names than digests are not ours and go.
@@ -374,7 +373,6 @@ impl Inner {
                 );
             }
         }
-        self.metrics.kept(self.kept().bytes);
         Ok(())
     }
 

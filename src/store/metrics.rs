@@ -148,14 +148,10 @@ impl Metrics {
         let bytes = |kind| self.bytes.get_or_create_owned(&Kind { kind });
         bytes("stored").set(usage.stored_bytes);
         bytes("logical").set(usage.logical_bytes);
+        bytes("kept").set(usage.kept_bytes);
         self.images.set(usage.images);
         self.layers.set(usage.layers);
         self.segments.set(usage.segments);
-    }
-
-    pub(super) fn kept(&self, bytes: u64) {
-        let gauge = self.bytes.get_or_create_owned(&Kind { kind: "kept" });
-        gauge.set(bytes);
     }
 
     pub(super) fn snapshots(&self, counts: &[(SnapshotKind, u64)]) {

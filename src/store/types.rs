@@ -200,6 +200,8 @@ pub struct Usage {
     pub logical_bytes: u64,
     /// What the store really occupies on disk.
     pub stored_bytes: u64,
+    /// Of that, blobs that are kept as registries serve them.
+    pub kept_bytes: u64,
     /// Files the store has.
     pub inodes: u64,
     /// Visible images.

@@ -69,11 +69,13 @@ impl Inner {
         for path in touched.into_iter().chain(self.layout.always()) {
             occupied.look_at(path, device);
         }
+        let kept_bytes = self.kept_bytes();
         let mut state = self.state();
         let layers = state.records.layers.values();
         let usage = Usage {
             logical_bytes: layers.map(|row| row.content_bytes).sum(),
             stored_bytes: occupied.sum,
+            kept_bytes,
             inodes: occupied.bytes_of.len() as u64,
             images: state.records.visible().len() as u64,
             layers: state.records.layers.len() as u64,
