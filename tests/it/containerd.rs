@@ -536,11 +536,8 @@ async fn containers_see_what_they_see_on_containerds_own_snapshots() {
         fs::create_dir_all(&target).unwrap();
         let at = target.to_str().unwrap();
         let ctr = |args: &[&str]| {
-            let all: Vec<&str> = ["-n", namespace, "images"]
-                .into_iter()
-                .chain(args.iter().copied())
-                .collect();
-            bed.containerd.ctr(&all).ok()
+            let all: Vec<&str> = ["images"].iter().chain(args).copied().collect();
+            bed.containerd.ctr_in(namespace, &all).ok()
         };
         if namespace != "k8s.io" {
             let how = ["pull", "--local", "--plain-http", "--snapshotter"];

@@ -200,10 +200,15 @@ impl Containerd {
         child.wait().unwrap();
     }
 
+    /// In the namespace of CRI.
     pub(crate) fn ctr(&self, args: &[&str]) -> Ended {
+        self.ctr_in("k8s.io", args)
+    }
+
+    pub(crate) fn ctr_in(&self, namespace: &str, args: &[&str]) -> Ended {
         let mut command = Command::new(&self.programs.ctr);
         command.arg("--address").arg(self.socket());
-        command.args(["--namespace", "k8s.io"]).args(args);
+        command.args(["--namespace", namespace]).args(args);
         run(&mut command)
     }
 
