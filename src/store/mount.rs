@@ -9,11 +9,12 @@ mod fixup;
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{Advice, AtFlags, CWD, StatxAttributes, StatxFlags, fadvise, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -32,6 +33,11 @@ use fixup::Lower;
 
 /// Overlayfs takes 500 lower directories; a fixup and an empty one may be among them.
 const MAX_LAYERS: usize = 498;
+/// Of a layer's tree, in bytes: what is fetched before a container looks into it. The trees of images of 1 GB have some
+/// 10 MB; what is beyond is read as it is come upon.
+const MAX_FETCHED: u64 = 32 << 20;
+/// The kernel takes no more at once.
+const FETCHED_AT_ONCE: u64 = 1 << 19;
 /// Stacks that are remembered to need no fixup; more than the images of any node.
 const MAX_PLAIN_STACKS: usize = 4096;
 
@@ -227,6 +233,7 @@ impl Inner {
         }
         let path = self.layout.erofs(layer);
         let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
+        fetch(&file);
         let reader = Reader::open(file).map_err(|error| self.unreadable(layer, &error))?;
         Ok(Lower {
             reader,
@@ -383,6 +390,18 @@ impl Inner {
         let mounted = mounted()?;
         let gone = known.into_iter().filter(|at| !mounted.contains(at));
         self.apply(gone.map(Change::DeleteMount).collect())
+    }
+}
+
+/// Has the kernel read a tree into its page cache, while whoever wants it mounted goes on. By itself it reads one block
+/// at a time, as somebody comes upon it (`docs/adr/0015-trees-are-fetched-before-they-are-mounted.md`).
+fn fetch(tree: &File) {
+    let len = tree.metadata().map_or(0, |meta| meta.len());
+    let mut at = 0;
+    while at < len.min(MAX_FETCHED) {
+        // Only advice: what is not heeded costs nobody more than time.
+        let _ = fadvise(tree, at, NonZeroU64::new(FETCHED_AT_ONCE), Advice::WillNeed);
+        at += FETCHED_AT_ONCE;
     }
 }
 
