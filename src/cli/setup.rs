@@ -154,8 +154,16 @@ pub(super) async fn run(
             failure = interrupts.first() => return Err(failure),
         }
     }
-    for change in &plan.changes {
-        setup::write(change)?;
+    for (at, change) in plan.changes.iter().enumerate() {
+        setup::write(change).map_err(|error| {
+            let done = plan.changes.iter().take(at);
+            let done: Vec<_> = done.map(|done| done.path.display().to_string()).collect();
+            let done = match done.is_empty() {
+                true => "nothing was changed".to_owned(),
+                false => format!("changed before that: {}; run it again", done.join(", ")),
+            };
+            Failure::new(format!("{error:#}; {done}"))
+        })?;
     }
     setup::remove_folders(&plan.folders);
     if !terminal.quiet && terminal.format.is_none() {

@@ -23,7 +23,11 @@ struct Podman {
 impl Podman {
     fn try_run(&self, args: &[&str]) -> Ended {
         let mut command = Command::new(&self.program);
-        for (flag, folder) in [("--root", "podman"), ("--runroot", "podman-run")] {
+        for (flag, folder) in [
+            ("--root", "podman"),
+            ("--runroot", "podman-run"),
+            ("--tmpdir", "podman-tmp"),
+        ] {
             command.arg(flag).arg(self.dir.join(folder));
         }
         let store = self.dir.join("store").display().to_string();
