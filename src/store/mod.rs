@@ -71,6 +71,7 @@ pub use error::Error;
 pub use kept::{KeptBlob, KeptName, KeptWriter};
 pub use lease::Lease;
 pub use metrics::Metrics;
+pub use mount::unescaped;
 pub use sharing::{SharedPart, Sharing};
 pub use snapshot::{
     NewSnapshot, SnapshotError, SnapshotInfo, SnapshotKind, SnapshotMount, SnapshotUsage,

@@ -7,6 +7,7 @@
 mod fixup;
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::BufWriter;
 use std::num::NonZeroU64;
@@ -477,29 +478,32 @@ fn mount_points(mountinfo: &[u8]) -> BTreeSet<PathBuf> {
     mountinfo
         .split(|byte| *byte == b'\n')
         .filter_map(|line| line.split(|byte| *byte == b' ').nth(4))
-        .map(|field| {
-            let mut bytes = Vec::with_capacity(field.len());
-            let mut rest = field;
-            while let Some((first, after)) = rest.split_first() {
-                let octal = after
-                    .get(..3)
-                    .filter(|_| *first == b'\\')
-                    .and_then(|digits| std::str::from_utf8(digits).ok())
-                    .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-                match octal {
-                    Some(byte) => {
-                        bytes.push(byte);
-                        rest = after.get(3..).unwrap_or_default();
-                    }
-                    None => {
-                        bytes.push(*first);
-                        rest = after;
-                    }
-                }
-            }
-            PathBuf::from(std::ffi::OsString::from_vec(bytes))
-        })
+        .map(|field| PathBuf::from(unescaped(field)))
         .collect()
+}
+
+/// A field of mountinfo without its octal escapes (proc(5)).
+pub fn unescaped(field: &[u8]) -> OsString {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    OsString::from_vec(bytes)
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use serde_json::Value;
 
 use super::Store;
 use crate::image::Digest;
+use crate::store::unescaped;
 
 /// Folder of mounts, below that of the store.
 pub const MOUNTS: &str = "larder";
@@ -73,8 +74,8 @@ pub fn lowers(at: &Path) -> anyhow::Result<Option<Vec<PathBuf>>> {
 fn lowers_in(table: &str, at: &Path) -> Option<Vec<PathBuf>> {
     // The last one is on top.
     let found = table.lines().rev().find(|line| {
-        let point = line.split(' ').nth(4).map(unescaped);
-        point.as_deref() == at.to_str()
+        let point = line.split(' ').nth(4);
+        point.is_some_and(|point| unescaped(point.as_bytes()) == at.as_os_str())
     });
     let (_, after) = found?.split_once(" - ")?;
     let mut fields = after.split(' ');
@@ -85,33 +86,15 @@ fn lowers_in(table: &str, at: &Path) -> Option<Vec<PathBuf>> {
     let mut lowers = Vec::new();
     for option in options.split(',') {
         if let Some(one) = option.strip_prefix("lowerdir+=") {
-            lowers.push(PathBuf::from(unescaped(one)));
+            lowers.push(PathBuf::from(unescaped(one.as_bytes())));
         } else if let Some(list) = option.strip_prefix("lowerdir=") {
-            lowers.extend(list.split(':').map(|one| PathBuf::from(unescaped(one))));
+            lowers.extend(
+                list.split(':')
+                    .map(|one| PathBuf::from(unescaped(one.as_bytes()))),
+            );
         }
     }
     Some(lowers)
-}
-
-/// Blanks and the like are written as `\040`.
-fn unescaped(text: &str) -> String {
-    let mut out = Vec::new();
-    let mut rest = text.as_bytes();
-    while let Some((first, after)) = rest.split_first() {
-        let octal = after.get(..3).filter(|_| *first == b'\\');
-        let octal = octal.and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) => {
-                out.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                out.push(*first);
-                rest = after;
-            }
-        }
-    }
-    String::from_utf8_lossy(&out).into_owned()
 }
 
 /// Makes a folder what is planned. What is not planned any more goes, the mounts below [`MOUNTS`] apart.
