@@ -112,7 +112,8 @@ impl Cache {
             return Ok(None);
         }
         let _one = self.inner.pruning.lock().await;
-        let kept = self.free_kept(target).await?;
+        let available = self.space().await?.available;
+        let kept = self.free_kept(target.saturating_sub(available)).await?;
         let (mut images, disk) = match self.candidates(Cause::Emergency).await {
             Ok(found) => found,
             Err(error) => {
@@ -158,9 +159,7 @@ impl Cache {
     }
 
     /// What the mirror keeps goes before any image: a registry has it. Returns the bytes that went.
-    async fn free_kept(&self, target: u64) -> Result<u64, Error> {
-        let available = self.space().await?.available;
-        let wanted = target.saturating_sub(available);
+    async fn free_kept(&self, wanted: u64) -> Result<u64, Error> {
         if wanted == 0 {
             return Ok(0);
         }
@@ -181,12 +180,7 @@ impl Cache {
         let Ok(space) = self.space().await else {
             return;
         };
-        let missing = keep.missing(&space, 0);
-        if missing == 0 {
-            return;
-        }
-        let target = space.available.saturating_add(missing);
-        if let Err(error) = self.free_kept(target).await {
+        if let Err(error) = self.free_kept(keep.missing(&space, 0)).await {
             tracing::warn!(err = %error, "What is kept was not removed from a full disk");
         }
     }

@@ -27,10 +27,13 @@ impl Keep {
 
     /// Bytes that have to go where so many more come.
     pub(super) fn missing(&self, space: &Space, coming: u64) -> u64 {
-        // What is set aside for root is nobody's here.
-        let usable = space.used.saturating_add(space.available);
-        let wanted = self.min_free.of(usable).saturating_add(coming);
+        let wanted = self.free_bytes(space).saturating_add(coming);
         wanted.saturating_sub(space.available)
+    }
+
+    fn free_bytes(&self, space: &Space) -> u64 {
+        // What is set aside for root is nobody's here.
+        self.min_free.of(space.used.saturating_add(space.available))
     }
 
     /// Begins to keep a blob, if there is room. Blocking.
@@ -46,10 +49,19 @@ impl Keep {
             return Err(store::Error::Reserved {
                 root: store.root().to_path_buf(),
                 free: space.available,
-                reserve: self.min_free.of(space.used.saturating_add(space.available)),
+                reserve: self.free_bytes(&space),
             });
         }
         store.keep_blob(name, size)
+    }
+
+    /// Shows what was kept under its name, and lets go of what is too much then. Blocking.
+    pub(super) fn finish(&self, writer: KeptWriter, store: &Store) -> Result<(), store::Error> {
+        writer.finish()?;
+        if let Err(error) = store.trim_kept(self.max_bytes) {
+            tracing::warn!(err = %error, "More blobs are kept than should be");
+        }
+        Ok(())
     }
 }
 
@@ -63,15 +75,9 @@ pub(super) struct Tee<R> {
 }
 
 impl<R: Read> Tee<R> {
-    /// Keeps nothing where there is no room.
-    pub(super) fn new(from: R, keep: &Keep, store: &Store, name: &KeptName, size: u64) -> Self {
-        let to = keep.begin(store, name, size).inspect_err(not_kept).ok();
+    /// As the reader alone where there is nothing to keep it in.
+    pub(super) fn new(from: R, to: Option<KeptWriter>) -> Self {
         Tee { from, to }
-    }
-
-    /// As the reader alone.
-    pub(super) fn none(from: R) -> Self {
-        Tee { from, to: None }
     }
 
     /// What was kept, to be finished where all was read.
@@ -94,15 +100,8 @@ impl<R: Read> Read for Tee<R> {
     }
 }
 
-/// Shows what was kept under its name, and lets go of what is too much then. Blocking.
-pub(super) fn finish(writer: KeptWriter, store: &Store, limit: u64) {
-    let finished = writer.finish().and_then(|()| store.trim_kept(limit));
-    if let Err(error) = finished {
-        not_kept(&error);
-    }
-}
-
-fn not_kept(error: &store::Error) {
+/// Leaves a trace of what is kept no further.
+pub(super) fn not_kept(error: &store::Error) {
     tracing::debug!(err = %error, "A blob is not kept");
 }
 

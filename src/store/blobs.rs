@@ -68,22 +68,24 @@ impl Store {
     /// # Errors
     /// As [`Store::blob`].
     pub fn blob_of(&self, digest: &Digest, domain: &str) -> Result<Option<Bytes>, Error> {
-        let known = {
-            let state = self.inner.state();
-            let visible = state.records.visible();
-            let named = |id| {
-                let names = visible.get(id).into_iter().flat_map(|image| &image.names);
-                names
-                    .filter_map(|name| name.name.strip_prefix(domain))
-                    .any(|rest| rest.starts_with('/'))
-            };
-            let mut rows = state.records.images.iter();
-            rows.any(|(id, row)| row.blobs.contains(digest) && named(id))
-        };
-        if known {
+        if self.has_blob_of(digest, domain) {
             self.inner.read_blob(digest)
         } else {
             Ok(None)
         }
+    }
+
+    /// Whether there is one for [`Store::blob_of`]. From memory.
+    pub fn has_blob_of(&self, digest: &Digest, domain: &str) -> bool {
+        let state = self.inner.state();
+        let visible = state.records.visible();
+        let named = |id| {
+            let names = visible.get(id).into_iter().flat_map(|image| &image.names);
+            names
+                .filter_map(|name| name.name.strip_prefix(domain))
+                .any(|rest| rest.starts_with('/'))
+        };
+        let mut rows = state.records.images.iter();
+        rows.any(|(id, row)| row.blobs.contains(digest) && named(id))
     }
 }

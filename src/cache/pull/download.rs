@@ -4,6 +4,7 @@
 //! cancelled with the last one.
 
 use std::collections::HashMap;
+use std::io::Read;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::cache::Error;
 use crate::cache::gate::{Gate, LayerPass};
-use crate::cache::keep::{self, Keeping, Tee};
+use crate::cache::keep::{Keeping, Tee, not_kept};
 use crate::cache::threads::Threads;
 use crate::image::{DiffId, Digest};
 use crate::registry::{self, Repository};
@@ -326,12 +327,7 @@ impl Downloads {
                     return Ok(Err(slot));
                 };
                 let _slot = slot;
-                let lease = downloads.store.lease();
-                let mut reader = blob.reader();
-                let layer = downloads
-                    .store
-                    .ingest(&source, &mut reader, &ours.counters, &lease)?;
-                downloads.hand_over(&source.blob, &ours, &layer);
+                let layer = downloads.take_in(&source, &mut blob.reader(), &ours)?;
                 Ok(Ok(layer))
             })
             .map_err(|error| Failure::Internal(error.to_string()))?;
@@ -339,6 +335,22 @@ impl Downloads {
             Ok(outcome) => outcome.map_err(|error| Failure::Store(Arc::new(error))),
             Err(_) => Err(panicked(fetch)),
         }
+    }
+
+    /// Ingests a blob for all who wait. Blocking.
+    fn take_in(
+        &self,
+        source: &store::LayerSource,
+        from: &mut (dyn Read + Send),
+        download: &Download,
+    ) -> Result<Layer, store::Error> {
+        // Of this thread alone, and released on it: whoever learns of the outcome finds no trace of this lease.
+        let lease = self.store.lease();
+        let layer = self
+            .store
+            .ingest(source, from, &download.counters, &lease)?;
+        self.hand_over(&source.blob, download, &layer);
+        Ok(layer)
     }
 
     /// Reads the blob from the registry into an ingest on a thread of its own.
@@ -374,21 +386,19 @@ impl Downloads {
             .dedicated("ingest", move || {
                 // The slot counts threads, not transfers: it is given back when this thread is through.
                 let _slot = slot;
-                // Of this thread alone, and released on it: whoever learns of the outcome finds no trace of this lease.
-                let lease = downloads.store.lease();
                 let store = &downloads.store;
-                let mut reader = match &keep {
-                    Some(keep) => Tee::new(drain, keep, store, &name, source.size),
-                    None => Tee::none(drain),
-                };
-                let layer = store.ingest(&source, &mut reader, &ours.counters, &lease)?;
-                downloads.hand_over(&source.blob, &ours, &layer);
+                let begun = keep
+                    .as_ref()
+                    .map(|keep| keep.begin(store, &name, source.size));
+                let writer = begun.and_then(|begun| begun.inspect_err(not_kept).ok());
+                let mut reader = Tee::new(drain, writer);
+                let layer = downloads.take_in(&source, &mut reader, &ours)?;
                 if let Some((writer, keep)) = reader.kept().zip(keep) {
                     // The image does not wait until this is durable.
-                    let (store, limit) = (store.clone(), keep.max_bytes);
-                    downloads
-                        .threads
-                        .aside(move || keep::finish(writer, &store, limit));
+                    let store = store.clone();
+                    downloads.threads.aside(move || {
+                        let _ = keep.finish(writer, &store).inspect_err(not_kept);
+                    });
                 }
                 Ok(layer)
             })

@@ -109,12 +109,8 @@ impl Relayed {
                 Ok(bytes.slice(at.min(bytes.len())..))
             }
             Source::Kept(blob) => {
-                let (blob, end) = (blob.clone(), self.end);
-                let subject = self.subject.clone();
-                read(&self.threads, subject, self.at, end, move |buffer, at| {
-                    blob.read_at(buffer, at)
-                })
-                .await
+                let blob = blob.clone();
+                read(&self.threads, &self.subject, blob, self.at, self.end).await
             }
             Source::Fill(fill, state) => {
                 let at = self.at;
@@ -136,16 +132,8 @@ impl Relayed {
                         }));
                     }
                 };
-                let fill = fill.clone();
-                let subject = self.subject.clone();
-                read(
-                    &self.threads,
-                    subject,
-                    at,
-                    end.min(self.end),
-                    move |buffer, at| fill.file.read_at(buffer, at),
-                )
-                .await
+                let (file, end) = (fill.file.clone(), end.min(self.end));
+                read(&self.threads, &self.subject, file, at, end).await
             }
             Source::Stream(stream) => match stream.next().await {
                 Some(Ok(bytes)) => Ok(bytes),
@@ -161,23 +149,23 @@ impl Relayed {
 
 async fn read(
     threads: &Threads,
-    subject: String,
+    subject: &str,
+    blob: Arc<KeptBlob>,
     at: u64,
     end: u64,
-    read: impl FnOnce(&mut [u8], u64) -> std::io::Result<usize> + Send + 'static,
 ) -> Result<Bytes, Arc<Error>> {
     let length = usize::try_from(end.saturating_sub(at)).unwrap_or(PIECE);
     let length = length.min(PIECE);
-    let done = threads.block(&subject, move || {
+    let done = threads.block(subject, move || {
         let mut buffer = vec![0; length];
-        let count = read(&mut buffer, at)?;
+        let count = blob.read_at(&mut buffer, at)?;
         buffer.truncate(count);
         Ok::<_, std::io::Error>(Bytes::from(buffer))
     });
     match done.await {
         Ok(Ok(bytes)) => Ok(bytes),
         Ok(Err(error)) => Err(Arc::new(Error::Internal {
-            subject,
+            subject: subject.to_owned(),
             cause: format!("what is kept cannot be read: {error}"),
         })),
         Err(error) => Err(Arc::new(error)),

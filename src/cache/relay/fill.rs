@@ -36,7 +36,7 @@ pub(super) enum State {
 #[derive(Debug)]
 pub(super) struct Fill {
     pub(super) size: u64,
-    pub(super) file: KeptBlob,
+    pub(super) file: Arc<KeptBlob>,
     pub(super) state: watch::Receiver<State>,
 }
 
@@ -112,7 +112,7 @@ impl Fills {
         let (publish, state) = watch::channel(State::Opening);
         let fill = Arc::new(Fill {
             size: source.size,
-            file,
+            file: Arc::new(file),
             state,
         });
         {
@@ -159,13 +159,15 @@ impl Fills {
         let (feed, drain) = pipe::pipe();
         let told = publish.clone();
         let last = source.size.saturating_sub(1);
+        let (store, keep) = (self.store.clone(), self.keep.clone());
         let written = self.threads.dedicated("keep", move || {
             // Counts threads, not transfers.
             let _place = place;
-            write(writer, drain, |bytes| {
+            let writer = write(writer, drain, |bytes| {
                 // The last byte is not given out before the digest is known to be right.
                 told.send_replace(State::Moving(bytes.min(last)));
-            })
+            })?;
+            keep.finish(writer, &store)
         })?;
         publish.send_replace(State::Moving(0));
         let mut broken = None;
@@ -192,18 +194,10 @@ impl Fills {
             cause: "the thread that keeps it panicked".to_owned(),
         })?;
         match (outcome, broken) {
-            (Ok(()), _) => {}
-            (Err(_), Some(error)) => return Err(failed(error)),
-            (Err(error), None) => return Err(Error::store(source.subject.clone(), error)),
+            (Ok(()), _) => Ok(()),
+            (Err(_), Some(error)) => Err(failed(error)),
+            (Err(error), None) => Err(Error::store(source.subject.clone(), error)),
         }
-        let (store, limit) = (self.store.clone(), self.keep.max_bytes);
-        let trimmed = self
-            .threads
-            .block(&source.subject, move || store.trim_kept(limit));
-        if let Err(error) = trimmed.await? {
-            tracing::warn!(err = %error, "More blobs are kept than should be");
-        }
-        Ok(())
     }
 
     fn table(&self) -> MutexGuard<'_, HashMap<KeptName, Arc<Fill>>> {
@@ -215,12 +209,12 @@ fn write(
     mut writer: KeptWriter,
     mut drain: pipe::Drain,
     mut told: impl FnMut(u64),
-) -> Result<(), store::Error> {
+) -> Result<KeptWriter, store::Error> {
     let mut buffer = vec![0; PIECE];
     let mut written = 0_u64;
     loop {
         let count = match drain.read(&mut buffer) {
-            Ok(0) => break,
+            Ok(0) => return Ok(writer),
             Ok(count) => count,
             Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
             // Told by the feeding side already, and with more words.
@@ -230,5 +224,4 @@ fn write(
         written = written.saturating_add(count as u64);
         told(written);
     }
-    writer.finish()
 }

@@ -134,9 +134,17 @@ impl Relay {
         if !with_body && !manifest.media_type.is_empty() {
             return Ok(manifest);
         }
-        let (bytes, media_type) = match resolved.body {
-            Some(bytes) => (bytes, None),
-            None => self.document(asked, &repository, &manifest.digest).await?,
+        let name = kept_name(asked, &manifest.digest);
+        let (bytes, media_type, is_new) = match resolved.body {
+            Some(bytes) => (bytes, None, !self.is_stored(asked, &name)),
+            None => match self.document(asked, &name).await? {
+                Some(bytes) => (bytes, None, false),
+                None => {
+                    let fetched = repository.manifest(&manifest.digest).await;
+                    let fetched = fetched.map_err(|error| failed(asked, error))?;
+                    (fetched.bytes, Some(fetched.media_type), true)
+                }
+            },
         };
         let outline = Outline::of(&bytes);
         if manifest.media_type.is_empty() {
@@ -144,7 +152,9 @@ impl Relay {
         }
         manifest.size = bytes.len() as u64;
         self.ledger().name(&key, outline.children(), Instant::now());
-        self.keep_document(asked, &manifest.digest, &bytes).await;
+        if is_new {
+            self.keep_document(asked, name, &bytes).await;
+        }
         manifest.body = with_body.then_some(bytes);
         Ok(manifest)
     }
@@ -164,7 +174,7 @@ impl Relay {
             Standing::Proven(size) => return Ok(granted(size, true)),
             Standing::InOutage(size) if self.is_away(asked) => return Ok(granted(size, true)),
             // What is not here is fetched with his own credentials, which is proof enough.
-            Standing::Named(size) if is_read && !self.is_here(asked, &name).await? => {
+            Standing::Named(size) if is_read && !self.is_here(asked, &name) => {
                 return Ok(granted(size, false));
             }
             _ => {}
@@ -255,22 +265,21 @@ impl Relay {
         }
     }
 
-    /// Whether it is on this node, or on its way.
-    async fn is_here(&self, asked: &Asked, name: &KeptName) -> Answer<bool> {
-        if self.inner.fills.under_way(name).is_some() {
-            return Ok(true);
-        }
-        Ok(self.local(asked, name).await?.is_some())
+    /// Whether it is on this node, or on its way. From memory: what turns out to be damaged is not here after all.
+    fn is_here(&self, asked: &Asked, name: &KeptName) -> bool {
+        self.inner.fills.under_way(name).is_some() || self.is_stored(asked, name)
     }
 
-    async fn document(
-        &self,
-        asked: &Asked,
-        repository: &Repository,
-        digest: &Digest,
-    ) -> Answer<(Bytes, Option<String>)> {
-        match self.local(asked, &kept_name(asked, digest)).await? {
-            Some(Source::Bytes(bytes)) => return Ok((bytes, None)),
+    fn is_stored(&self, asked: &Asked, name: &KeptName) -> bool {
+        let store = &self.inner.cache.inner.store;
+        store.kept_size(name).is_some()
+            || store.has_blob_of(name.digest(), asked.reference.domain())
+    }
+
+    /// A document that is on this node.
+    async fn document(&self, asked: &Asked, name: &KeptName) -> Answer<Option<Bytes>> {
+        match self.local(asked, name).await? {
+            Some(Source::Bytes(bytes)) => Ok(Some(bytes)),
             Some(Source::Kept(blob)) if blob.size() <= MAX_MANIFEST_BYTES => {
                 let read = self.block(asked, move || {
                     let length = usize::try_from(blob.size()).unwrap_or(0);
@@ -278,41 +287,30 @@ impl Relay {
                     let count = blob.read_at(&mut bytes, 0)?;
                     Ok::<_, std::io::Error>((bytes, count == length))
                 });
-                if let Ok((bytes, true)) = read.await? {
-                    return Ok((bytes.into(), None));
+                match read.await? {
+                    Ok((bytes, true)) => Ok(Some(bytes.into())),
+                    _ => Ok(None),
                 }
             }
-            _ => {}
+            _ => Ok(None),
         }
-        let fetched = repository.manifest(digest).await;
-        let fetched = fetched.map_err(|error| failed(asked, error))?;
-        Ok((fetched.bytes, Some(fetched.media_type)))
     }
 
     /// That it could not be kept costs the next one who asks a request.
-    async fn keep_document(&self, asked: &Asked, digest: &Digest, bytes: &Bytes) {
+    async fn keep_document(&self, asked: &Asked, name: KeptName, bytes: &Bytes) {
         let store = self.inner.cache.inner.store.clone();
-        let (name, domain) = (
-            kept_name(asked, digest),
-            asked.reference.domain().to_owned(),
-        );
         let (bytes, keep) = (bytes.clone(), self.inner.keep.clone());
         let kept = self.block(asked, move || {
-            let known = store.blob_of(name.digest(), &domain);
-            if store.kept_size(&name).is_some() || matches!(known, Ok(Some(_))) {
-                return Ok(());
-            }
             let mut writer = keep.begin(&store, &name, bytes.len() as u64)?;
             writer.write(&bytes)?;
-            writer.finish()?;
-            store.trim_kept(keep.max_bytes).map(drop)
+            keep.finish(writer, &store)
         });
         let error = match kept.await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        tracing::debug!(document = %digest, err = error, "A document was not kept");
+        tracing::debug!(document = %asked.reference, err = error, "A document was not kept");
     }
 
     async fn resolve(
@@ -386,23 +384,17 @@ impl Relay {
 
     /// What an error of the registry means for what was proven.
     fn judge(&self, asked: &Asked, key: &Key, error: &registry::Error) -> Judgement {
-        match error.class() {
-            ErrorClass::Unavailable
-            | ErrorClass::Server
-            | ErrorClass::Broken
-            | ErrorClass::RateLimited => {
-                let (domain, now) = (asked.reference.domain().to_owned(), Instant::now());
-                let mut away = self.away();
-                away.retain(|(other, at)| *other != domain && now.duration_since(*at) < AWAY);
-                away.push((domain, now));
-                Judgement::Away
-            }
-            ErrorClass::Unauthenticated | ErrorClass::Denied => {
-                self.ledger().revoke(key);
-                Judgement::Refused
-            }
-            _ => Judgement::Refused,
+        if error.is_transient() {
+            let (domain, now) = (asked.reference.domain().to_owned(), Instant::now());
+            let mut away = self.away();
+            away.retain(|(other, at)| *other != domain && now.duration_since(*at) < AWAY);
+            away.push((domain, now));
+            return Judgement::Away;
         }
+        if let ErrorClass::Unauthenticated | ErrorClass::Denied = error.class() {
+            self.ledger().revoke(key);
+        }
+        Judgement::Refused
     }
 
     fn is_away(&self, asked: &Asked) -> bool {
