@@ -9,7 +9,6 @@ of its own. With --rebuilt, every second image stands on layers with the same co
 The sides come one after the other, each with an empty page cache. Pods start one by one; each reads all of its files and
 then sleeps. LARDER_BENCH_DIR is where the stores are. Needs root, docker-registry, skopeo, and a static busybox.
 """
-import argparse
 import hashlib
 import json
 import os
@@ -21,7 +20,7 @@ import sys
 import tempfile
 import time
 
-from sides import FILES, Node, Registry, disk, drop_caches, layout, versions
+from sides import FILES, Node, Registry, arguments, disk, drop_caches, layout, versions
 
 IMAGES = 10
 # What the layers of the reference image are.
@@ -115,13 +114,9 @@ def run(node, names, pods):
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("--larder", required=True, type=pathlib.Path)
-    args.add_argument("--bin", required=True, type=pathlib.Path)
-    args.add_argument("--images", required=True, type=pathlib.Path)
+    args = arguments(__doc__)
     args.add_argument("--pods", type=int, default=100)
     args.add_argument("--rebuilt", action="store_true")
-    args.add_argument("-o", "--output", choices=["table", "json"], default="table")
     args = args.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="larder-bench-", dir=os.environ.get("LARDER_BENCH_DIR", "/var/tmp")))
     results = {}

@@ -7,7 +7,6 @@ Both sides are driven by an unmodified crictl over their own socket. Each round 
 registry's files are warm. The sides take turns, so that a drift of the machine's speed hits both. Reported are
 medians, and the ratio of each round's pair. LARDER_BENCH_DIR is where the stores are. Needs root (overlayfs), docker-registry, skopeo.
 """
-import argparse
 import json
 import os
 import pathlib
@@ -18,7 +17,7 @@ import sys
 import tempfile
 import time
 
-from sides import Registry, Server, crictl, disk, free_port, wait_for
+from sides import Registry, Server, arguments, crictl, disk, free_port, wait_for
 
 
 class Containerd:
@@ -92,14 +91,10 @@ def one(side, registry, image):
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("--larder", required=True, type=pathlib.Path)
-    args.add_argument("--bin", required=True, type=pathlib.Path)
-    args.add_argument("--images", required=True, type=pathlib.Path)
+    args = arguments(__doc__)
     args.add_argument("--rounds", type=int, default=5)
     args.add_argument("--only", choices=["larder", "containerd"])
     args.add_argument("--image", action="append", help="py:1 (gzip) and py-zst:1 by default")
-    args.add_argument("-o", "--output", choices=["table", "json"], default="table")
     args = args.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="larder-bench-", dir=os.environ.get("LARDER_BENCH_DIR", "/var/tmp")))
     images = args.image or ["py:1", "py-zst:1"]

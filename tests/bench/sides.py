@@ -1,4 +1,5 @@
 """What is compared: processes of a side, the registry they pull from, and nodes that run pods, with larder or without."""
+import argparse
 import contextlib
 import json
 import os
@@ -18,6 +19,15 @@ import layout  # noqa: E402
 
 # All files of an image, as a shell in it finds them.
 FILES = "find /bin /boot /etc /home /lib /lib64 /media /mnt /opt /root /run /sbin /srv /usr /var -type f -print0"
+
+
+def arguments(doc):
+    """What all benchmarks take, described by the first line of a module's own words."""
+    args = argparse.ArgumentParser(description=doc.splitlines()[0])
+    for name in ["--larder", "--bin", "--images"]:
+        args.add_argument(name, required=True, type=pathlib.Path)
+    args.add_argument("-o", "--output", choices=["table", "json"], default="table")
+    return args
 
 
 def free_port():

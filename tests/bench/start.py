@@ -10,7 +10,6 @@ what the node's own programs need is there, as it is on a node that works. `boot
 and nothing is cached. Reported are medians, and the ratio of each round's pair. LARDER_BENCH_DIR is where the stores are.
 Needs root, docker-registry, skopeo, and a static busybox.
 """
-import argparse
 import json
 import os
 import pathlib
@@ -20,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 
-from sides import FILES, Node, Registry, disk, drop_caches, versions
+from sides import FILES, Node, Registry, arguments, disk, drop_caches, versions
 
 IMPORTS = "numpy, scipy.stats, pandas, sklearn.linear_model, sympy, django.http, sqlalchemy, aiohttp, boto3, grpc, pydantic, cryptography, PIL.Image, lxml.etree"
 # What a container does, how one knows that it is done, and what counts.
@@ -65,15 +64,11 @@ def same_files(nodes, image):
 
 
 def main():
-    args = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    args.add_argument("--larder", required=True, type=pathlib.Path)
-    args.add_argument("--bin", required=True, type=pathlib.Path)
-    args.add_argument("--images", required=True, type=pathlib.Path)
+    args = arguments(__doc__)
     args.add_argument("--rounds", type=int, default=5)
     args.add_argument("--image", default="py")
     args.add_argument("--do", action="append", choices=list(WORK), help="all by default")
     args.add_argument("--no-boot", action="store_true")
-    args.add_argument("-o", "--output", choices=["table", "json"], default="table")
     args = args.parse_args()
     work = pathlib.Path(tempfile.mkdtemp(prefix="larder-bench-", dir=os.environ.get("LARDER_BENCH_DIR", "/var/tmp")))
     todo = args.do or list(WORK)
