@@ -125,8 +125,7 @@ struct State {
     /// Layers whose files were verified, as they were then.
     verified: HashMap<DiffId, verify::Stamp>,
     usage: Usage,
-    /// Stacks of layers, by the name of their fixup, that were found to need none.
-    plain_stacks: HashSet<String>,
+    stacks: mount::Stacks,
     /// The first folder of a snapshot that was never used.
     next_snapshot: u64,
     /// Contents by their users, as they were last counted.

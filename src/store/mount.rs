@@ -5,15 +5,17 @@
 //! outlive the process; their rows in the database keep their layers from being collected.
 
 mod fixup;
+mod stacks;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::BufWriter;
+use std::io::Write;
 use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{Advice, AtFlags, CWD, StatxAttributes, StatxFlags, fadvise, statx};
 use rustix::io::Errno;
@@ -22,7 +24,6 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount, unmount,
 };
 
-use crate::erofs::{self, Reader};
 use crate::image::{DiffId, ImageId};
 
 use super::layout::{EMPTY, Layout};
@@ -30,17 +31,14 @@ use super::records::{Change, MountRow};
 use super::staging::Staging;
 use super::types::Mount;
 use super::{Error, Inner, Store, idx};
-use fixup::Lower;
+use stacks::Fixup;
+pub(super) use stacks::Stacks;
 
-/// Overlayfs takes 500 lower directories; a fixup and an empty one may be among them.
-const MAX_LAYERS: usize = 498;
 /// Of a layer's tree, in bytes: what is fetched before a container looks into it. The trees of images of 1 GB have some
 /// 10 MB; what is beyond is read as it is come upon.
 const MAX_FETCHED: u64 = 32 << 20;
 /// The kernel takes no more at once.
 const FETCHED_AT_ONCE: u64 = 1 << 19;
-/// Stacks that are remembered to need no fixup; more than the images of any node.
-const MAX_PLAIN_STACKS: usize = 4096;
 
 /// The lower directories of an image, mounted.
 #[derive(Debug, Default)]
@@ -175,39 +173,35 @@ impl Inner {
     }
 
     fn mount_parts(&self, layers: &[DiffId], fresh: &mut Vec<PathBuf>) -> Result<Stack, Error> {
-        let mut stack = Vec::new();
-        let mut ids: Vec<&DiffId> = Vec::new();
-        let mut seen = BTreeSet::new();
-        // A layer that occurs twice counts where it is on top.
-        for layer in layers.iter().rev() {
-            if !seen.insert(layer) {
-                continue;
+        let known = self.state().stacks.get(layers);
+        let planned = match known {
+            Some(planned) => {
+                for layer in &planned.ids {
+                    self.verify_lower(layer)?;
+                }
+                planned
             }
-            let lower = self.open_lower(layer)?;
-            let last = fixup::hides_all_below(&lower.reader)
-                .map_err(|error| self.unreadable(layer, &error))?;
-            ids.push(layer);
-            stack.push(lower);
-            if last {
-                break;
+            None => {
+                let planned = Arc::new(self.plan_stack(layers)?);
+                let stacks = &mut self.state().stacks;
+                stacks.insert(layers.to_vec(), planned.clone());
+                planned
             }
-        }
-        if ids.len() > MAX_LAYERS {
-            return Err(Error::MountUnsupported {
-                cause: format!(
-                    "{} layers are on top of each other, at most {MAX_LAYERS} can be",
-                    ids.len()
-                ),
-            });
-        }
-        for layer in &ids {
+        };
+        for layer in &planned.ids {
             if self.mount_layer(layer)? {
                 fresh.push(self.layout.mount(layer));
             }
         }
-        let fixup = self.mount_fixup(&ids, &stack)?;
-        let mut lowers: Vec<PathBuf> = fixup.iter().map(|name| self.layout.fixup(name)).collect();
-        lowers.extend(ids.iter().map(|layer| self.layout.mount(layer)));
+        let mut lowers = Vec::with_capacity(planned.ids.len() + 1);
+        if let Some(fixup) = &planned.fixup {
+            let at = self.layout.fixup(&fixup.name);
+            self.mount_fixup(fixup, &at)?;
+            lowers.push(at);
+        }
+        lowers.extend(planned.ids.iter().map(|layer| self.layout.mount(layer)));
+        planned.ids.iter().for_each(|layer| self.fetch(layer));
+        let fixup = planned.fixup.as_ref().map(|fixup| fixup.name.clone());
         Ok(Stack { lowers, fixup })
     }
 
@@ -220,82 +214,36 @@ impl Inner {
         Ok(empty)
     }
 
-    /// Verifies a layer's files, so that the kernel reads nothing but what was written, and opens its tree.
-    fn open_lower(&self, layer: &DiffId) -> Result<Lower<File>, Error> {
-        let row = self.state().records.layers.get(layer).cloned();
-        let Some(row) = row else {
-            return Err(Error::Invalid(format!("no layer {layer}")));
+    /// Has the kernel read a layer's tree into its page cache, while whoever wants it mounted goes on. By itself it reads
+    /// one block at a time, as somebody comes upon it (`docs/adr/0015-trees-are-fetched-as-they-are-mounted.md`).
+    fn fetch(&self, layer: &DiffId) {
+        // What is not heeded, or not there, costs nobody more than time.
+        let Ok(tree) = File::open(self.layout.erofs(layer)) else {
+            return;
         };
-        if let Err(error) = self.verify_once(&row) {
-            if let Error::Damaged { subject, cause } = &error {
-                self.quarantine(layer, &format!("{subject}: {cause}"))?;
-            }
-            return Err(error);
-        }
-        let path = self.layout.erofs(layer);
-        let file = File::open(&path).map_err(|error| Error::io("open", &path, error))?;
-        fetch(&file);
-        let reader = Reader::open(file).map_err(|error| self.unreadable(layer, &error))?;
-        Ok(Lower {
-            reader,
-            implied: row.implied,
-        })
-    }
-
-    fn unreadable(&self, layer: &DiffId, error: &erofs::ReadError) -> Error {
-        Error::Damaged {
-            subject: self.layout.relative(&self.layout.erofs(layer)),
-            cause: error.to_string(),
+        let len = tree.metadata().map_or(0, |meta| meta.len());
+        let mut at = 0;
+        while at < len.min(MAX_FETCHED) {
+            let _ = fadvise(
+                &tree,
+                at,
+                NonZeroU64::new(FETCHED_AT_ONCE),
+                Advice::WillNeed,
+            );
+            at += FETCHED_AT_ONCE;
         }
     }
 
-    /// Mounts the fixup of a stack, topmost layer first, where it needs one; its name below `mounts/`.
-    ///
-    /// It is named after the layers, so that images with the same stack share one. Its file is unlinked once it is
-    /// mounted: the kernel holds it as long as the mount lives, and a crash leaves none.
-    fn mount_fixup(&self, ids: &[&DiffId], stack: &[Lower<File>]) -> Result<Option<String>, Error> {
-        let mut hasher = blake3::Hasher::new();
-        for id in ids {
-            hasher.update(id.to_string().as_bytes()).update(b"\n");
+    /// Its file is unlinked once it is mounted: the kernel holds it as long as the mount lives, and a crash leaves none.
+    fn mount_fixup(&self, fixup: &Fixup, at: &Path) -> Result<(), Error> {
+        if is_mounted(at)? {
+            return Ok(());
         }
-        let hash = hasher.finalize();
-        let name = format!("attributes-{}", hash.to_hex());
-        let at = self.layout.fixup(&name);
-        if is_mounted(&at)? {
-            return Ok(Some(name));
-        }
-        if self.state().plain_stacks.contains(&name) {
-            return Ok(None);
-        }
-        let subject = || ids.first().map(ToString::to_string).unwrap_or_default();
-        let planned = fixup::plan(stack).map_err(|error| Error::Damaged {
-            subject: format!("one of the layers below {}", subject()),
-            cause: error.to_string(),
-        })?;
-        let Some(tree) = planned else {
-            let plain = &mut self.state().plain_stacks;
-            if plain.len() >= MAX_PLAIN_STACKS {
-                plain.clear();
-            }
-            plain.insert(name);
-            return Ok(None);
-        };
         let staging = Staging::new(&self.layout.staging())?;
         let image = staging.erofs();
-        let failed = |error: std::io::Error| Error::io("write", &image, error);
-        let mut out = BufWriter::new(staging.create_erofs()?);
-        let mut uuid = [0; 16];
-        uuid.iter_mut()
-            .zip(hash.as_bytes())
-            .for_each(|(to, from)| *to = *from);
-        erofs::write(&tree, &[], uuid, &mut out).map_err(|error| match error {
-            erofs::WriteError::Io(error) => failed(error),
-            other => failed(std::io::Error::other(other)),
-        })?;
-        out.into_inner()
-            .map_err(|error| failed(error.into_error()))?;
-        self.mount_erofs(&image, &[], &at)?;
-        Ok(Some(name))
+        let written = staging.create_erofs()?.write_all(&fixup.image);
+        written.map_err(|error| Error::io("write", &image, error))?;
+        self.mount_erofs(&image, &[], at)
     }
 
     /// False where it was mounted already.
@@ -352,18 +300,21 @@ impl Inner {
 
     /// Unmounts layers and fixups that no mounted image and no snapshot uses. Whoever has one in an overlay keeps it. A
     /// layer stays mounted while a runtime knows a snapshot of it, container or not, so that what its files have in the
-    /// page cache is there for the next container.
+    /// page cache is there for the next container; so does the fixup of such layers, where it is known.
     pub(super) fn unmount_unused(&self) {
         let used: BTreeSet<String> = {
             let state = self.state();
             let mounts = state.records.mounts.values();
             let snapshots = state.records.snapshots.values();
+            let layers: HashSet<&DiffId> = state.records.snapshot_layers().collect();
+            let fixups = state.stacks.fixups(|layer| layers.contains(layer));
             mounts
                 .flat_map(|row| {
                     let layers = row.layers.iter().map(Layout::mount_name);
                     layers.chain(row.fixup.clone())
                 })
-                .chain(state.records.snapshot_layers().map(Layout::mount_name))
+                .chain(layers.iter().map(|layer| Layout::mount_name(layer)))
+                .chain(fixups.map(str::to_owned))
                 .chain(snapshots.filter_map(|row| row.fixup.clone()))
                 .collect()
         };
@@ -391,18 +342,6 @@ impl Inner {
         let mounted = mounted()?;
         let gone = known.into_iter().filter(|at| !mounted.contains(at));
         self.apply(gone.map(Change::DeleteMount).collect())
-    }
-}
-
-/// Has the kernel read a tree into its page cache, while whoever wants it mounted goes on. By itself it reads one block
-/// at a time, as somebody comes upon it (`docs/adr/0015-trees-are-fetched-before-they-are-mounted.md`).
-fn fetch(tree: &File) {
-    let len = tree.metadata().map_or(0, |meta| meta.len());
-    let mut at = 0;
-    while at < len.min(MAX_FETCHED) {
-        // Only advice: what is not heeded costs nobody more than time.
-        let _ = fadvise(tree, at, NonZeroU64::new(FETCHED_AT_ONCE), Advice::WillNeed);
-        at += FETCHED_AT_ONCE;
     }
 }
 

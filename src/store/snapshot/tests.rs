@@ -57,14 +57,20 @@ impl Drop for Bench {
 }
 
 fn ingest(store: &Store, seed: u8, lease: &Lease) -> DiffId {
+    ingest_entry(store, &format!("file-{seed}"), &[seed; 5000], lease)
+}
+
+/// A layer of one file, or of one directory of mode 0700 where the path ends in a slash.
+fn ingest_entry(store: &Store, path: &str, bytes: &[u8], lease: &Lease) -> DiffId {
     let mut tar = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
-    let bytes = vec![seed; 5000];
     header.set_size(bytes.len() as u64);
     header.set_mode(0o644);
-    let path = format!("file-{seed}");
-    tar.append_data(&mut header, path, bytes.as_slice())
-        .unwrap();
+    if path.ends_with('/') {
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(0o700);
+    }
+    tar.append_data(&mut header, path, bytes).unwrap();
     let tar = tar.into_inner().unwrap();
     let source = LayerSource {
         blob: Digest::sha256(&tar),
@@ -322,6 +328,54 @@ fn layers_are_mounted_when_they_are_needed_and_damage_is_named() {
         "{error}"
     );
     assert_eq!(store.snapshots().len(), 3);
+}
+
+#[test]
+fn true_attributes_stay_mounted_for_the_next_container_until_the_layers_go() {
+    let name = "true_attributes_stay_mounted_for_the_next_container_until_the_layers_go";
+    let bench = Bench::new();
+    let store = bench.store();
+    let lease = store.lease();
+    let a = ingest_entry(store, "d/", &[], &lease);
+    let b = ingest_entry(store, "d/file", &[1; 5000], &lease);
+    let chains = [a.to_string(), chain::of(Some(&a.0), &b).to_string()];
+    let names = chains.clone().map(|chain| format!("larder/{chain}"));
+    for (parent, chain) in ["", &names[0]].into_iter().zip(&chains) {
+        let taken = store.prepare_snapshot(&new("x", parent, &[(REF, chain)]));
+        assert_eq!(fault(taken), "exists");
+    }
+    drop(lease);
+    let container = |key: &str| match store.prepare_snapshot(&new(key, &names[1], &[])) {
+        Ok(mounts) => Some(mounts),
+        Err(SnapshotError::Store(Error::MountUnsupported { cause })) => {
+            eprintln!("skipped: {name}: {cause}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let Some(mounts) = container("one") else {
+        return;
+    };
+    let lowers = mounts[0].options.last().unwrap();
+    let lowers = lowers.strip_prefix("lowerdir=").unwrap();
+    let top = Path::new(lowers.split(':').next().unwrap()).to_path_buf();
+    let mode = || {
+        let meta = std::fs::symlink_metadata(top.join("d"));
+        meta.map(|meta| std::os::unix::fs::PermissionsExt::mode(&meta.permissions()) & 0o777)
+            .ok()
+    };
+    assert!(lowers.contains("/mounts/attributes-"), "{lowers}");
+    assert_eq!(mode(), Some(0o700));
+    store.remove_snapshot("one").unwrap();
+    assert_eq!(mode(), Some(0o700));
+    // Somebody took it away meanwhile.
+    rustix::mount::unmount(&top, rustix::mount::UnmountFlags::empty()).unwrap();
+    let again = container("two").unwrap();
+    assert!(again[0].options.last().unwrap().ends_with(lowers));
+    assert_eq!(mode(), Some(0o700));
+    store.remove_snapshot("two").unwrap();
+    store.remove_snapshot(&names[1]).unwrap();
+    assert_eq!(mode(), None);
 }
 
 #[test]
