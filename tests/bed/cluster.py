@@ -57,6 +57,20 @@ PROXY = [sys.executable, str(HERE / "cluster.py"), "proxy"]
 PATIENCE = 120
 # In the order of starting.
 CONTROL_PLANE = ["etcd", "etcd-proxy", "apiserver", "controller-manager", "scheduler"]
+# What the API server notes, where it is asked to: who wrote what, and when.
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived", "ResponseStarted"],
+    "rules": [
+        {
+            "level": "Metadata",
+            "verbs": ["create", "update", "patch", "delete"],
+            "resources": [{"group": "larder.dev"}, {"group": "", "resources": ["events", "nodes"]}, {"group": "events.k8s.io"}],
+        },
+        {"level": "None"},
+    ],
+}
 NODE = ["service-proxy", "registry", "larder", "containerd", "kubelet"]
 
 
@@ -322,6 +336,7 @@ class Cluster:
                     "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true",
                     f"--service-account-key-file={pki}/sa.key", f"--service-account-signing-key-file={pki}/sa.key",
                     f"--service-account-issuer={issuer}", f"--api-audiences={issuer}",
+                    *([f"--audit-policy-file={root}/audit.json", f"--audit-log-path={root}/audit.log", "--audit-log-maxsize=2000"] if self.set.get("audit") else []),
                 ]  # fmt: skip
             case "controller-manager":
                 return [
@@ -419,7 +434,7 @@ class Cluster:
     def get(self, path):
         return self.answers(f'https://127.0.0.1:{self.set["ports"]["apiserver"]}{path}', self.set["tokens"]["admin"])
 
-    def up(self, folder, direct, node, larder, disk):
+    def up(self, folder, direct, node, larder, disk, audit):
         begun = time.monotonic()
         fresh = not self.set
         try:
@@ -431,6 +446,9 @@ class Cluster:
             self.set["node"] |= node
             self.set.setdefault("larder", larder)
             self.set.setdefault("larder-disk", disk)
+            self.set.setdefault("audit", audit)
+            if audit:
+                (self.root / "audit.json").write_text(json.dumps(AUDIT))
             self.save()
             for name in CONTROL_PLANE:
                 if name in self.parts():
@@ -606,6 +624,7 @@ def main():
             one.add_argument("--larder", metavar="PROGRAM", type=os.path.abspath)
             one.add_argument("--larder-disk", metavar="MIB", type=int)
             one.add_argument("--direct-etcd", action="store_true", help="no proxy before etcd: slow-etcd does nothing")
+            one.add_argument("--audit", action="store_true", help="every write of larder's kinds, events and nodes is in DIR/audit.log")
     for verb in ["kill", "stop", "start", "restart"]:
         one = verbs.add_parser(verb)
         one.add_argument("part")
@@ -630,7 +649,7 @@ def main():
         folder = tools(node)
 
     def up(cluster):
-        cluster.up(folder, args.direct_etcd, node, args.larder, args.larder_disk)
+        cluster.up(folder, args.direct_etcd, node, args.larder, args.larder_disk, args.audit)
 
     if args.verb == "hold":
         hold(args.dir, up)

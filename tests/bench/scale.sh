@@ -7,7 +7,7 @@ bed=${LARDER_BED:-${XDG_CACHE_HOME:-$HOME/.cache}/larder-bed}
 cargo build --release --locked
 dir=$(mktemp -d)
 trap 'tests/bed/cluster.sh down "$dir/cluster"; rm -rf "$dir"' EXIT
-tests/bed/cluster.sh up --direct-etcd "$dir/cluster"
+tests/bed/cluster.sh up --direct-etcd --audit "$dir/cluster"
 # Simulated nodes send no heartbeat, and no pod shall run on them.
 for part in controller-manager scheduler; do tests/bed/cluster.sh stop "$part" "$dir/cluster"; done
 kubectl=("$bed/bin/kubectl" --kubeconfig "$dir/cluster/admin.kubeconfig")
@@ -17,4 +17,4 @@ kubectl=("$bed/bin/kubectl" --kubeconfig "$dir/cluster/admin.kubeconfig")
 # status says with its exit code that two parts are down, which is known here.
 pids=$({ tests/bed/cluster.sh status "$dir/cluster" || true; } | awk '$1 == "apiserver" || $1 == "etcd" {print $2}' | paste -sd,)
 cargo bench --locked --bench scale -- \
-    --kubeconfig "$dir/cluster/admin.kubeconfig" --larder "${CARGO_TARGET_DIR:-target}/release/larder" --pids "$pids" "$@"
+    --kubeconfig "$dir/cluster/admin.kubeconfig" --audit "$dir/cluster/audit.log" --larder "${CARGO_TARGET_DIR:-target}/release/larder" --pids "$pids" "$@"
