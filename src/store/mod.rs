@@ -54,7 +54,7 @@ use std::fs;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -104,6 +104,7 @@ struct Inner {
     /// Bytes that must stay free, where somebody wants more of them than the limits say.
     reserve: AtomicU64,
     recovered: AtomicBool,
+    fetcher: OnceLock<mount::Fetcher>,
     /// Why the database was replaced at start.
     database_damage: Option<String>,
     // Last: released when everything else is closed.
@@ -188,6 +189,7 @@ impl Store {
             clock: Mutex::new(clock),
             reserve: AtomicU64::new(0),
             recovered: AtomicBool::new(false),
+            fetcher: OnceLock::new(),
             database_damage: damage,
             _lock: lock,
         };

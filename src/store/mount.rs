@@ -4,20 +4,20 @@
 //! Needs root and file-backed EROFS (Linux 6.12 or newer). Only images that this store wrote are ever mounted. Mounts
 //! outlive the process; their rows in the database keep their layers from being collected.
 
+mod fetch;
 mod fixup;
 mod stacks;
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
-use std::fs::{self, File};
+use std::fs;
 use std::io::Write;
-use std::num::NonZeroU64;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustix::fs::{Advice, AtFlags, CWD, StatxAttributes, StatxFlags, fadvise, statx};
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 use rustix::io::Errno;
 use rustix::mount::{
     FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, UnmountFlags, fsconfig_create,
@@ -31,14 +31,9 @@ use super::records::{Change, MountRow};
 use super::staging::Staging;
 use super::types::Mount;
 use super::{Error, Inner, Store, idx};
+pub(super) use fetch::Fetcher;
 use stacks::Fixup;
 pub(super) use stacks::Stacks;
-
-/// Of a layer's tree, in bytes: what is fetched before a container looks into it. The trees of images of 1 GB have some
-/// 10 MB; what is beyond is read as it is come upon.
-const MAX_FETCHED: u64 = 32 << 20;
-/// The kernel takes no more at once.
-const FETCHED_AT_ONCE: u64 = 1 << 19;
 
 /// The lower directories of an image, mounted.
 #[derive(Debug, Default)]
@@ -200,7 +195,10 @@ impl Inner {
             lowers.push(at);
         }
         lowers.extend(planned.ids.iter().map(|layer| self.layout.mount(layer)));
-        planned.ids.iter().for_each(|layer| self.fetch(layer));
+        let fetcher = self.fetcher.get_or_init(Fetcher::new);
+        for layer in &planned.ids {
+            fetcher.fetch(self.layout.erofs(layer));
+        }
         let fixup = planned.fixup.as_ref().map(|fixup| fixup.name.clone());
         Ok(Stack { lowers, fixup })
     }
@@ -212,26 +210,6 @@ impl Inner {
             .and_then(|()| fs::set_permissions(&empty, fs::Permissions::from_mode(0o755)))
             .map_err(|error| Error::io("create", &empty, error))?;
         Ok(empty)
-    }
-
-    /// Has the kernel read a layer's tree into its page cache, while whoever wants it mounted goes on. By itself it reads
-    /// one block at a time, as somebody comes upon it (`docs/adr/0015-trees-are-fetched-as-they-are-mounted.md`).
-    fn fetch(&self, layer: &DiffId) {
-        // What is not heeded, or not there, costs nobody more than time.
-        let Ok(tree) = File::open(self.layout.erofs(layer)) else {
-            return;
-        };
-        let len = tree.metadata().map_or(0, |meta| meta.len());
-        let mut at = 0;
-        while at < len.min(MAX_FETCHED) {
-            let _ = fadvise(
-                &tree,
-                at,
-                NonZeroU64::new(FETCHED_AT_ONCE),
-                Advice::WillNeed,
-            );
-            at += FETCHED_AT_ONCE;
-        }
     }
 
     /// Its file is unlinked once it is mounted: the kernel holds it as long as the mount lives, and a crash leaves none.
