@@ -194,7 +194,7 @@ def openssl(*argv):
 
 def make_keys(pki, service_ip):
     """A CA, the API server's certificate, its client certificate for kubelets, and the key of service-account tokens."""
-    pki.mkdir()
+    pki.mkdir(mode=0o700)
     config = pki / "openssl.cnf"
     config.write_text("[req]\ndistinguished_name = name\n[name]\n")
     new = ["req", "-x509", "-config", str(config), "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "3650"]
@@ -212,6 +212,12 @@ def make_keys(pki, service_ip):
     certificate("apiserver", "/CN=kube-apiserver", "basicConstraints=CA:FALSE", "extendedKeyUsage=serverAuth", names)
     certificate("kubelet-client", "/O=system:masters/CN=kube-apiserver-kubelet-client", "basicConstraints=CA:FALSE", "extendedKeyUsage=clientAuth")
     openssl("ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", str(pki / "sa.key"))
+
+
+def private(path, text):
+    """For nobody else of the machine: it has a token."""
+    path.touch(mode=0o600)
+    path.write_text(text)
 
 
 def kubeconfig(server, ca, token):
@@ -260,7 +266,7 @@ class Cluster:
 
     def save(self):
         new = self.root / "cluster.new"
-        new.write_text(json.dumps(self.set, indent=1))
+        private(new, json.dumps(self.set, indent=1))
         new.rename(self.file)
 
     # Making it.
@@ -271,7 +277,8 @@ class Cluster:
             raise Broken(f"{self.root} is not empty, and no cluster of this script")
         if len(str(self.root)) > 70:
             raise Broken(f"{self.root}: sockets need a shorter path, of 70 bytes at most")
-        self.root.chmod(0o700)
+        # The roots of pods with user namespaces are others of the machine's users, and come through.
+        self.root.chmod(0o711)
         key = hashlib.sha256(str(self.root).encode()).digest()
         net = f"10.{64 + key[0] % 64}.{key[1]}"
         names = ["etcd", "etcd-peer", "etcd-proxy", "apiserver"]
@@ -297,7 +304,7 @@ class Cluster:
         ca = (self.root / "pki/ca.crt").read_bytes()
         server = f'https://127.0.0.1:{self.set["ports"]["apiserver"]}'
         for user, token in tokens.items():
-            (self.root / f"{user}.kubeconfig").write_text(kubeconfig(server, ca, token))
+            private(self.root / f"{user}.kubeconfig", kubeconfig(server, ca, token))
         # Last of all: who finds them finds the rest.
         self.set["tokens"] = tokens
 

@@ -159,6 +159,7 @@ class Side:
 [proxy_plugins.larder]
   type = 'snapshot'
   address = '{self.dir}/l.sock'
+  capabilities = ['remap-ids']
   [proxy_plugins.larder.exports]
     root = '{self.dir}/root'
 """

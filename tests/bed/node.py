@@ -123,6 +123,7 @@ class Node:
         self.share()
         (root / "containerd.toml").write_text(self.containerd(bin_dir))
         (root / "kubelet.yaml").write_text(json.dumps(self.kubelet(ca), indent=1))
+        (root / "kubelet.kubeconfig").touch(mode=0o600)
         (root / "kubelet.kubeconfig").write_text(kubelet_config)
         (root / "hosts.d/bed.local/hosts.toml").write_text(f'server = "http://{self.registry_address()}"\n')
         network = {
@@ -168,6 +169,7 @@ class Node:
 [proxy_plugins.larder]
   type = 'snapshot'
   address = '{socket}'
+  capabilities = ['remap-ids']
   [proxy_plugins.larder.exports]
     root = '{store}'
 [plugins.'io.containerd.cri.v1.images']

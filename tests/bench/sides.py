@@ -153,6 +153,7 @@ LARDER = """[[plugins.'io.containerd.transfer.v1.local'.unpack_config]]
 [proxy_plugins.larder]
   type = 'snapshot'
   address = '{root}/l.sock'
+  capabilities = ['remap-ids']
   [proxy_plugins.larder.exports]
     root = '{root}/larder'
 """

@@ -181,6 +181,32 @@ async fn pods_run_from_the_store_as_their_policies_say() {
         "{log}"
     );
 
+    // Root of its own, which is nobody on the host: all of the image is its own, and so is what it writes.
+    let volume = json!({
+        "hostUsers": false,
+        "restartPolicy": "Never",
+        "containers": [{
+            "name": "main", "image": "bed.local/busybox:1", "imagePullPolicy": "IfNotPresent",
+            "command": ["sh", "-c", "echo new > /bin/new && stat -c %u:%g / /bin /bin/busybox /bin/new /page/www | sort -u && awk '$2 > 0' /proc/self/uid_map && cat /page/www/index.html"],
+            "volumeMounts": [{"name": "page", "mountPath": "/page"}],
+        }],
+        "volumes": [{"name": "page", "image": {"reference": "bed.local/server:2", "pullPolicy": "IfNotPresent"}}],
+    });
+    for name in ["mapped", "mapped-otherwise"] {
+        apply(pod(name, "", "", &volume));
+    }
+    let map = |name: &str| {
+        cluster.wait_for("jsonpath={.status.phase}=Succeeded", &["pod", name]);
+        let log = cluster.kubectl(&["logs", name]).ok();
+        let lines: Vec<&str> = log.lines().collect();
+        assert!(
+            matches!(lines.as_slice(), ["0:0", map, "two"] if map.trim().starts_with("0 ")),
+            "{log}"
+        );
+        log
+    };
+    assert_ne!(map("mapped"), map("mapped-otherwise"));
+
     // What is here starts without a registry.
     cluster.kill("registry");
     apply(pod("offline", "bed.local/server:2", "IfNotPresent", &none));

@@ -150,6 +150,14 @@ fn proxy(facts: &Facts, plugin: &Value) -> Vec<Finding> {
             "take it out of capabilities, and restart containerd",
         ));
     }
+    if !capabilities.is_some_and(|list| list.iter().any(|item| item.as_str() == Some("remap-ids")))
+    {
+        findings.push(Finding::warn(
+            NAME,
+            "proxy_plugins.larder: without the capability remap-ids, containerd copies the image of each pod with a user namespace",
+            "capabilities = [\"remap-ids\"], and restart containerd",
+        ));
+    }
     findings
 }
 
@@ -240,6 +248,7 @@ mod tests {
         type = "snapshot"
         address = "/run/larder/larder.sock"
         exports = {root = "/var/lib/larder"}
+        capabilities = ["remap-ids"]
         [plugins."io.containerd.cri.v1.images"]
         snapshotter = "larder"
         pinned_images = {sandbox = "registry.k8s.io/pause:3.10"}
@@ -279,6 +288,7 @@ mod tests {
             [proxy_plugins.larder]
             type = "snapshot"
             address = "unix:///run/larder/larder.sock"
+            capabilities = ["remap-ids"]
             [proxy_plugins.larder.exports]
             root = "/var/lib/larder"
             [plugins."io.containerd.grpc.v1.cri"]
@@ -307,12 +317,8 @@ mod tests {
             ("\"snapshot\"", "\"content\"", Bad, "type is \"content\""),
             ("larder.sock", "other.sock", Bad, "other.sock"),
             ("/var/lib/larder", "/srv", Bad, "exports.root"),
-            (
-                "exports",
-                "capabilities = [\"rebase\"]\nexports",
-                Bad,
-                "rebase",
-            ),
+            ("\"remap-ids\"", "\"remap-ids\", \"rebase\"", Bad, "rebase"),
+            ("\"remap-ids\"", "", Warn, "remap-ids"),
             (
                 "snapshotter = \"larder\"\n        pinned",
                 "pinned",

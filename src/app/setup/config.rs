@@ -21,6 +21,8 @@ pub(in crate::app) const IMAGES: &str = "io.containerd.cri.v1.images";
 pub(in crate::app) const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
 const DROP_IN: &str = "larder.toml";
+/// What containerd calls it that pods with user namespaces need no copy of their image.
+const MAPS_OWNERS: &str = "remap-ids";
 pub(super) const BY_HAND: &str = "write larder's lines by hand, see docs/containerd.md";
 
 /// Which tables a version of the configuration has.
@@ -304,6 +306,7 @@ fn proxy(
             ("type", quoted("snapshot")),
             ("address", quoted(&socket)),
             ("exports", root),
+            ("capabilities", format!("[{}]", quoted(MAPS_OWNERS))),
         ];
         let needs = needs.map(|(key, literal)| Need::new(&path, key, literal));
         return Ok(needs.into_iter().flatten().collect());
@@ -334,11 +337,15 @@ fn proxy(
         return told("exports.root", &exported, &root);
     }
     let capabilities = found.get("capabilities").and_then(Value::as_array);
-    if capabilities.is_some_and(|list| !list.is_empty()) {
+    let other = |list: &Vec<Value>| {
+        let mut list = list.iter();
+        list.any(|item| item.as_str() != Some(MAPS_OWNERS))
+    };
+    if capabilities.is_some_and(other) {
         return Err(Refusal::new(
             &source.path,
-            "proxy_plugins.larder: capabilities are none of larder's",
-            "take them out",
+            "proxy_plugins.larder: capabilities has some that larder has not",
+            format!("capabilities = [{}]", quoted(MAPS_OWNERS)),
         ));
     }
     Ok(Vec::new())

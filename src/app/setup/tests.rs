@@ -94,6 +94,7 @@ version = 3
   type = "snapshot"
   address = "/run/larder/larder.sock"
   exports = { root = "/var/lib/larder" }
+  capabilities = ["remap-ids"]
 
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "larder"
@@ -160,6 +161,7 @@ imports = []
   type = "snapshot"
   address = "/run/larder/larder.sock"
   exports = { root = "/var/lib/larder" }
+  capabilities = ["remap-ids"]
 
 [plugins."io.containerd.cri.v1.images"]
   snapshotter = "larder"

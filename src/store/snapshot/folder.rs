@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, lchown};
 use std::path::{Path, PathBuf};
 
 use super::{SnapshotKind, SnapshotUsage};
@@ -48,8 +48,12 @@ fn passes(error: &io::Error) -> bool {
 }
 
 impl Inner {
-    /// A folder for a new snapshot. The caller holds the commit lock.
-    pub(super) fn new_snapshot_folder(&self, kind: SnapshotKind) -> Result<u64, Error> {
+    /// A folder for a new snapshot, whose root belongs to `owner`. The caller holds the commit lock.
+    pub(super) fn new_snapshot_folder(
+        &self,
+        kind: SnapshotKind,
+        owner: Option<(u32, u32)>,
+    ) -> Result<u64, Error> {
         loop {
             let id = {
                 let mut state = self.state();
@@ -61,7 +65,7 @@ impl Inner {
             match DirBuilder::new().mode(0o700).create(&path) {
                 Ok(()) => {
                     return self
-                        .make_snapshot_folders(id, kind)
+                        .make_snapshot_folders(id, kind, owner)
                         .map(|()| id)
                         .inspect_err(|_| self.remove_snapshot_folder(id));
                 }
@@ -73,12 +77,24 @@ impl Inner {
     }
 
     /// The folders that a snapshot's mounts name; those that are there stay as they are.
-    pub(super) fn make_snapshot_folders(&self, id: u64, kind: SnapshotKind) -> Result<(), Error> {
-        let make = |path: PathBuf, mode: u32| {
+    pub(super) fn make_snapshot_folders(
+        &self,
+        id: u64,
+        kind: SnapshotKind,
+        owner: Option<(u32, u32)>,
+    ) -> Result<(), Error> {
+        let make = |path: PathBuf, mode: u32, owner: Option<(u32, u32)>| {
             let mut builder = DirBuilder::new();
             match builder.recursive(false).mode(mode).create(&path) {
                 // The process's own mask does not count: a container sees this as its root.
-                Ok(()) => fs::set_permissions(&path, fs::Permissions::from_mode(mode)),
+                Ok(()) => {
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).and_then(|()| {
+                        let Some((user, group)) = owner else {
+                            return Ok(());
+                        };
+                        lchown(&path, Some(user), Some(group))
+                    })
+                }
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 Err(error) => Err(error),
             }
@@ -86,11 +102,11 @@ impl Inner {
         };
         let folder = self.layout.snapshot(id);
         if !folder.is_dir() {
-            make(folder, 0o700)?;
+            make(folder, 0o700, None)?;
         }
-        make(self.layout.snapshot_fs(id), 0o755)?;
+        make(self.layout.snapshot_fs(id), 0o755, owner)?;
         if kind == SnapshotKind::Active {
-            make(self.layout.snapshot_work(id), 0o711)?;
+            make(self.layout.snapshot_work(id), 0o711, None)?;
         }
         Ok(())
     }

@@ -12,6 +12,7 @@
 mod adopt;
 mod chain;
 mod folder;
+mod owners;
 mod stack;
 
 use std::collections::BTreeMap;
@@ -158,9 +159,10 @@ impl Store {
             });
         }
         let parent = row.parent.as_deref();
+        let owners = owners::mapped(&row.labels)?;
         let stack = inner.snapshot_stack(parent)?;
         // After a power cut they may be gone; what was in them was a container's.
-        inner.make_snapshot_folders(row.id, row.kind)?;
+        inner.make_snapshot_folders(row.id, row.kind, stack.owner(owners.as_ref())?)?;
         if stack.fixup != row.fixup {
             let row = SnapshotRow {
                 fixup: stack.fixup.clone(),
@@ -168,7 +170,7 @@ impl Store {
             };
             inner.apply(vec![Change::PutSnapshot(key.to_owned(), row)])?;
         }
-        let mounts = inner.snapshot_mount_options(row.kind, row.id, &stack)?;
+        let mounts = inner.snapshot_mount_options(row.kind, row.id, &stack, owners.as_ref())?;
         inner.metrics.took("mount_snapshot", began.elapsed());
         Ok(mounts)
     }
@@ -394,6 +396,7 @@ impl Inner {
 
     fn create_snapshot(&self, kind: SnapshotKind, new: &NewSnapshot) -> Result<Vec<SnapshotMount>> {
         check(new)?;
+        let owners = owners::mapped(&new.labels)?;
         let _commits = self.commits();
         let parent = Some(new.parent.as_str()).filter(|parent| !parent.is_empty());
         {
@@ -427,7 +430,7 @@ impl Inner {
             return Err(SnapshotError::Exists(target.clone()));
         }
         let stack = self.snapshot_stack(parent)?;
-        let id = self.new_snapshot_folder(kind)?;
+        let id = self.new_snapshot_folder(kind, stack.owner(owners.as_ref())?)?;
         let row = SnapshotRow {
             id,
             kind,
@@ -440,7 +443,7 @@ impl Inner {
             fixup: stack.fixup.clone(),
         };
         let made = self
-            .snapshot_mount_options(kind, id, &stack)
+            .snapshot_mount_options(kind, id, &stack, owners.as_ref())
             .and_then(|mounts| {
                 self.apply(vec![Change::PutSnapshot(new.key.clone(), row)])?;
                 Ok(mounts)

@@ -1,7 +1,10 @@
 //! What a snapshot stands on, mounted, and the mounts that the runtime is told to make.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use super::owners::Owners;
 use super::{SnapshotError, SnapshotKind, SnapshotMount};
 use crate::image::DiffId;
 use crate::store::mount::Stack;
@@ -12,9 +15,27 @@ use crate::store::{Error, Inner};
 pub(super) struct Below {
     /// Lower directories, the topmost first.
     lowers: Vec<PathBuf>,
+    /// The topmost, where that is a folder.
+    top: Option<PathBuf>,
     /// All of it is one folder.
     folder: bool,
     pub(super) fixup: Option<String>,
+}
+
+impl Below {
+    /// Who owns the root of what is written on top: root in the container, or whoever owns the folder below, since a
+    /// runtime may have changed the owners of all that is in there. `None` is the process itself.
+    pub(super) fn owner(&self, owners: Option<&Owners>) -> Result<Option<(u32, u32)>, Error> {
+        if let Some(owners) = owners {
+            return Ok(Some(owners.root));
+        }
+        let Some(folder) = &self.top else {
+            return Ok(None);
+        };
+        let meta = fs::symlink_metadata(folder);
+        let meta = meta.map_err(|error| Error::io("look at", folder, error))?;
+        Ok(Some((meta.uid(), meta.gid())))
+    }
 }
 
 impl Inner {
@@ -56,9 +77,11 @@ impl Inner {
             self.mount_stack(&layers)?
         };
         let folder = mounted.is_empty() && lowers.len() == 1;
+        let top = lowers.first().cloned();
         lowers.extend(mounted);
         Ok(Below {
             lowers,
+            top,
             folder,
             fixup,
         })
@@ -73,6 +96,7 @@ impl Inner {
         kind: SnapshotKind,
         id: u64,
         below: &Below,
+        owners: Option<&Owners>,
     ) -> Result<Vec<SnapshotMount>, SnapshotError> {
         let own = text(&self.layout.snapshot_fs(id))?;
         let bind = |source: String, how: &str| SnapshotMount {
@@ -80,12 +104,15 @@ impl Inner {
             source,
             options: vec![how.to_owned(), "rbind".to_owned()],
         };
+        let mapped = || owners.iter().flat_map(|owners| owners.options.clone());
         let writable = kind == SnapshotKind::Active;
         let Some(top) = below.lowers.first() else {
             return Ok(vec![bind(own, if writable { "rw" } else { "ro" })]);
         };
         if !writable && below.folder {
-            return Ok(vec![bind(text(top)?, "ro")]);
+            let mut mount = bind(text(top)?, "ro");
+            mount.options.extend(mapped());
+            return Ok(vec![mount]);
         }
         let mut lowers = Vec::new();
         if !writable {
@@ -94,7 +121,8 @@ impl Inner {
         for lower in &below.lowers {
             lowers.push(text(lower)?);
         }
-        let mut options = Vec::new();
+        // Containerd maps the folder that all lower directories are in, with the mounts below it.
+        let mut options: Vec<String> = mapped().collect();
         // Where the kernel's default is on, an upper directory could be mounted once only.
         if Path::new("/sys/module/overlay/parameters/index").exists() {
             options.push("index=off".to_owned());

@@ -374,7 +374,7 @@ fn config_of_2(programs: &Programs, dir: &Path, sandbox: &str, larder: &Path) ->
          [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]\n\
          BinaryName = '{runc}'\nRoot = '{dir}/runc'\nSystemdCgroup = false\n\
          [[plugins.'io.containerd.transfer.v1.local'.unpack_config]]\nplatform = 'linux'\nsnapshotter = 'larder'\n\
-         [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\n\
+         [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\ncapabilities = ['remap-ids']\n\
          [proxy_plugins.larder.exports]\nroot = '{dir}/root'\n",
         dir = dir.display(),
         runc = programs.runc.display(),
@@ -396,7 +396,7 @@ fn config_of_1(programs: &Programs, dir: &Path, sandbox: &str, larder: &Path) ->
          [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc]\nruntime_type = 'io.containerd.runc.v2'\n\
          [plugins.'io.containerd.grpc.v1.cri'.containerd.runtimes.runc.options]\n\
          BinaryName = '{runc}'\nRoot = '{dir}/runc'\nSystemdCgroup = false\n\
-         [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\n\
+         [proxy_plugins.larder]\ntype = 'snapshot'\naddress = '{larder}'\ncapabilities = ['remap-ids']\n\
          [proxy_plugins.larder.exports]\nroot = '{dir}/root'\n",
         dir = dir.display(),
         runc = programs.runc.display(),
