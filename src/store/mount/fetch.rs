@@ -5,10 +5,9 @@ use std::fs::File;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{Advice, fadvise};
 
@@ -16,14 +15,17 @@ use rustix::fs::{Advice, fadvise};
 const MAX_BYTES: u64 = 32 << 20;
 /// Whoever needs a block meanwhile waits for no more than this to be read first.
 const STEP: u64 = 128 << 10;
+/// What a container's first process needs is read first, and by itself: it begins after a tenth of a second.
+const HEAD_START: Duration = Duration::from_millis(100);
 /// Trees that wait: those of the images of a node that starts. More are not fetched.
 const MAX_WAITING: usize = 1024;
 
 /// A thread that reads one tree after the other, and ends with the store.
 #[derive(Debug)]
 pub(in crate::store) struct Fetcher {
-    queue: Option<SyncSender<PathBuf>>,
-    ended: Arc<AtomicBool>,
+    queue: Option<SyncSender<(Instant, PathBuf)>>,
+    /// Nothing comes through it: its end is told to the thread at once, whatever waits.
+    alive: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -31,13 +33,12 @@ impl Fetcher {
     /// Without a thread where there can be none: trees are not fetched then.
     pub(super) fn new() -> Self {
         let (queue, trees) = sync_channel(MAX_WAITING);
-        let ended = Arc::new(AtomicBool::new(false));
-        let until = ended.clone();
+        let (alive, ended) = sync_channel(0);
         let thread = thread::Builder::new().name("fetch".to_owned());
-        let thread = thread.spawn(move || run(&trees, &until)).ok();
+        let thread = thread.spawn(move || run(&trees, &ended)).ok();
         Fetcher {
             queue: Some(queue),
-            ended,
+            alive: Some(alive),
             thread,
         }
     }
@@ -45,14 +46,14 @@ impl Fetcher {
     /// Nobody waits for it.
     pub(super) fn fetch(&self, tree: PathBuf) {
         if let Some(queue) = &self.queue {
-            let _ = queue.try_send(tree);
+            let _ = queue.try_send((Instant::now(), tree));
         }
     }
 }
 
 impl Drop for Fetcher {
     fn drop(&mut self) {
-        self.ended.store(true, Ordering::Relaxed);
+        self.alive = None;
         self.queue = None;
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -60,20 +61,24 @@ impl Drop for Fetcher {
     }
 }
 
-fn run(trees: &Receiver<PathBuf>, ended: &AtomicBool) {
-    while let Ok(tree) = trees.recv() {
+fn run(trees: &Receiver<(Instant, PathBuf)>, ended: &Receiver<()>) {
+    while let Ok((asked, tree)) = trees.recv() {
+        let waits = HEAD_START.saturating_sub(asked.elapsed());
+        if ended.recv_timeout(waits) == Err(RecvTimeoutError::Disconnected) {
+            return;
+        }
         read(&tree, ended);
     }
 }
 
 /// What cannot be read costs time, later, and is told to whoever needs it.
-fn read(tree: &Path, ended: &AtomicBool) {
+fn read(tree: &Path, ended: &Receiver<()>) {
     let Ok(file) = File::open(tree) else {
         return;
     };
     let len = file.metadata().map_or(0, |meta| meta.len()).min(MAX_BYTES);
     let mut at = 0;
-    while at < len && !ended.load(Ordering::Relaxed) {
+    while at < len && ended.try_recv() == Err(TryRecvError::Empty) {
         let end = len.min(at + STEP);
         let _ = fadvise(&file, at, NonZeroU64::new(end - at), Advice::WillNeed);
         // Its last byte is there when all of it is.
@@ -81,5 +86,33 @@ fn read(tree: &Path, ended: &AtomicBool) {
             return;
         }
         at = end;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_ends_at_once_whatever_waits() {
+        let began = Instant::now();
+        let fetcher = Fetcher::new();
+        for _ in 0..MAX_WAITING + 1 {
+            fetcher.fetch(PathBuf::from("/none"));
+        }
+        drop(fetcher);
+        assert!(began.elapsed() < HEAD_START * 10);
+    }
+
+    #[test]
+    fn trees_are_read_to_their_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (alive, ended) = sync_channel(0);
+        for len in [0, 1, STEP - 1, STEP, STEP + 1, 5 * STEP] {
+            file.as_file().set_len(len).unwrap();
+            read(file.path(), &ended);
+        }
+        drop(alive);
+        read(file.path(), &ended);
     }
 }
