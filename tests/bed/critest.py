@@ -279,6 +279,8 @@ def main():
     focus = sys.argv[3] if len(sys.argv) > 3 else ""
     out.mkdir(parents=True, exist_ok=True)
     work = pathlib.Path(tempfile.mkdtemp(prefix="larder-critest-"))
+    # The roots of pods with user namespaces are others of the machine's users, and come through.
+    work.chmod(0o711)
     port = free_port()
     (work / "registry.yml").write_text(f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {work}/registry}}}}\nhttp: {{addr: 127.0.0.1:{port}}}\n")
     registry = subprocess.Popen(["docker-registry", "serve", work / "registry.yml"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
