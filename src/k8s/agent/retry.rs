@@ -113,6 +113,49 @@ where
     last.map_or(drawn, |last| drawn.max(last + spread))
 }
 
+/// A write that was decided on.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Draw<I> {
+    pub(super) due: I,
+    begun: bool,
+    roll: f64,
+}
+
+impl<I> Draw<I>
+where
+    I: Copy + Ord + std::ops::Add<Duration, Output = I>,
+{
+    pub(super) fn new(news: News, last: Option<I>, now: I, roll: f64) -> Self {
+        Draw {
+            due: due(news, last, now, roll),
+            begun: news.begun,
+            roll,
+        }
+    }
+
+    /// What ended is told sooner than what merely began. The number stays the one that was drawn: the sooner one of two
+    /// draws would have all nodes crowd at the beginning of the time over which they spread.
+    pub(super) fn hurried(self, news: News, last: Option<I>, now: I) -> Self {
+        if !self.begun || news.begun {
+            return self;
+        }
+        let ended = Draw::new(news, last, now, self.roll);
+        Draw {
+            due: ended.due.min(self.due),
+            ..ended
+        }
+    }
+
+    /// As a failed write is tried again, at a time of its own.
+    pub(super) fn at(due: I) -> Self {
+        Draw {
+            due,
+            begun: false,
+            roll: 0.0,
+        }
+    }
+}
+
 /// What is new in a report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct News {
@@ -209,6 +252,27 @@ mod tests {
                 assert_eq!(next.exhausted(), number >= needed, "{reason} {number}");
                 attempts = Some(next);
             }
+        }
+    }
+
+    #[test]
+    fn what_ended_is_told_sooner_and_as_evenly() {
+        let nodes = 1000;
+        let (begun, ended) = [true, false].map(|begun| News { nodes, begun }).into();
+        for at in [0, 5, 17, 40, 60].map(Duration::from_secs) {
+            let mut seconds = BTreeMap::new();
+            for node in 0..1000 {
+                let roll = f64::from(node) / 1000.0;
+                let before = Draw::new(begun, None, Duration::ZERO, roll);
+                if before.due < at {
+                    continue;
+                }
+                let after = before.hurried(ended, None, at);
+                assert!(after.due <= before.due && after.due >= at);
+                assert_eq!(after.hurried(ended, None, at), after);
+                *seconds.entry(after.due.as_secs()).or_insert(0) += 1;
+            }
+            assert!(seconds.values().all(|writes| *writes <= 31), "{seconds:?}");
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::Message;
 use super::metrics::Metrics;
 use super::report::Essence;
-use super::retry::{self, News};
+use super::retry::{self, Draw, News};
 use super::watch::Trouble;
 use crate::k8s::api::{AGENT_MANAGER, NodeImageCache, NodeImageCacheStatus};
 use crate::k8s::connect::{Connection, REQUEST_TIMEOUT};
@@ -141,8 +141,7 @@ impl Writer {
         let mut written: Option<Written> = None;
         let mut last: Option<Instant> = None;
         let mut first = true;
-        let mut due: Option<Instant> = None;
-        let mut begun = false;
+        let mut drawn: Option<Draw<Instant>> = None;
         let mut refusal: Option<String> = None;
         let mut failures: u32 = 0;
         let mut last_fault: Option<Trouble> = None;
@@ -174,15 +173,17 @@ impl Writer {
             };
             match change {
                 // What was new is as before again.
-                None if failures == 0 => due = None,
-                // What ended is told sooner than what merely began.
-                Some(news) if failures == 0 && (due.is_none() || begun && !news.begun) => {
-                    let drawn = retry::due(news, last, Instant::now(), retry::roll());
-                    due = Some(due.map_or(drawn, |due| due.min(drawn)));
-                    begun = news.begun;
+                None if failures == 0 => drawn = None,
+                Some(news) if failures == 0 => {
+                    let now = Instant::now();
+                    drawn = Some(match drawn {
+                        None => Draw::new(news, last, now, retry::roll()),
+                        Some(before) => before.hurried(news, last, now),
+                    });
                 }
                 _ => {}
             }
+            let due = drawn.map(|drawn| drawn.due);
             let wake = due.or_else(|| {
                 written
                     .as_ref()
@@ -217,7 +218,7 @@ impl Writer {
                         tracing::info!(node = self.node, "NodeImageCache is written again");
                     }
                     failures = 0;
-                    due = None;
+                    drawn = None;
                     last = wrote.then(Instant::now).or(last);
                     self.refused(&mut refusal, None).await;
                 }
@@ -230,7 +231,7 @@ impl Writer {
                     gone = Some(report.node_uid.clone());
                     written = None;
                     failures = 0;
-                    due = None;
+                    drawn = None;
                 }
                 Err(Fault::Api(trouble, message)) => {
                     self.metrics.written("failed");
@@ -256,7 +257,7 @@ impl Writer {
                     let overloaded = trouble == Trouble::Overloaded;
                     let pause = retry::reconnect(failures, nodes, overloaded, retry::roll());
                     let spread = retry::spread(nodes).mul_f64(retry::roll());
-                    due = Some(Instant::now() + pause.max(spread));
+                    drawn = Some(Draw::at(Instant::now() + pause.max(spread)));
                 }
             }
         }
