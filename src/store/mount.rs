@@ -42,6 +42,8 @@ pub(super) struct Stack {
     pub(super) lowers: Vec<PathBuf>,
     /// Below `mounts/`, where the stack has one.
     pub(super) fixup: Option<String>,
+    /// What the kernel reads to look into it.
+    pub(super) trees: Vec<PathBuf>,
 }
 
 impl Store {
@@ -92,6 +94,7 @@ impl Store {
             });
         }
         let mounted = inner.mount_stack(&layers).and_then(|mut stack| {
+            inner.fetch(std::mem::take(&mut stack.trees));
             // Overlayfs wants two at least where nothing is written.
             if stack.lowers.len() == 1 {
                 stack.lowers.push(inner.empty_folder()?);
@@ -195,12 +198,19 @@ impl Inner {
             lowers.push(at);
         }
         lowers.extend(planned.ids.iter().map(|layer| self.layout.mount(layer)));
-        let fetcher = self.fetcher.get_or_init(Fetcher::new);
-        for layer in &planned.ids {
-            fetcher.fetch(self.layout.erofs(layer));
-        }
         let fixup = planned.fixup.as_ref().map(|fixup| fixup.name.clone());
-        Ok(Stack { lowers, fixup })
+        let trees = planned.ids.iter().map(|layer| self.layout.erofs(layer));
+        Ok(Stack {
+            lowers,
+            fixup,
+            trees: trees.collect(),
+        })
+    }
+
+    /// Has trees read for somebody who is about to look into them.
+    pub(super) fn fetch(&self, trees: Vec<PathBuf>) {
+        let fetcher = self.fetcher.get_or_init(Fetcher::new);
+        trees.into_iter().for_each(|tree| fetcher.fetch(tree));
     }
 
     /// A folder with nothing in it, of an owner and mode that overlayfs may show.

@@ -448,8 +448,10 @@ impl Inner {
                 self.apply(vec![Change::PutSnapshot(new.key.clone(), row)])?;
                 Ok(mounts)
             });
-        if made.is_err() {
-            self.remove_snapshot_folder(id);
+        match &made {
+            // Whoever asks for the mounts again later has a container that is about to be made, too: once is enough.
+            Ok(_) => self.fetch(stack.trees),
+            Err(_) => self.remove_snapshot_folder(id),
         }
         self.count_snapshots();
         made

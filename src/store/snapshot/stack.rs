@@ -20,6 +20,8 @@ pub(super) struct Below {
     /// All of it is one folder.
     folder: bool,
     pub(super) fixup: Option<String>,
+    /// Of the layers.
+    pub(super) trees: Vec<PathBuf>,
 }
 
 impl Below {
@@ -71,6 +73,7 @@ impl Inner {
         let Stack {
             lowers: mounted,
             fixup,
+            trees,
         } = if layers.is_empty() {
             Stack::default()
         } else {
@@ -84,6 +87,7 @@ impl Inner {
             top,
             folder,
             fixup,
+            trees,
         })
     }
 
