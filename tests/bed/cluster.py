@@ -214,12 +214,6 @@ def make_keys(pki, service_ip):
     openssl("ecparam", "-genkey", "-noout", "-name", "prime256v1", "-out", str(pki / "sa.key"))
 
 
-def private(path, text):
-    """For nobody else of the machine: it has a token."""
-    path.touch(mode=0o600)
-    path.write_text(text)
-
-
 def kubeconfig(server, ca, token):
     cluster = {"server": server, "certificate-authority-data": base64.b64encode(ca).decode()}
     return json.dumps({
@@ -266,7 +260,7 @@ class Cluster:
 
     def save(self):
         new = self.root / "cluster.new"
-        private(new, json.dumps(self.set, indent=1))
+        bed_node.private(new, json.dumps(self.set, indent=1))
         new.rename(self.file)
 
     # Making it.
@@ -304,7 +298,7 @@ class Cluster:
         ca = (self.root / "pki/ca.crt").read_bytes()
         server = f'https://127.0.0.1:{self.set["ports"]["apiserver"]}'
         for user, token in tokens.items():
-            private(self.root / f"{user}.kubeconfig", kubeconfig(server, ca, token))
+            bed_node.private(self.root / f"{user}.kubeconfig", kubeconfig(server, ca, token))
         # Last of all: who finds them finds the rest.
         self.set["tokens"] = tokens
 

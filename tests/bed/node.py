@@ -56,6 +56,12 @@ def mounts():
         yield pathlib.Path(point), fields[fields.index("-") + 1]
 
 
+def private(path, text):
+    """For nobody else of the machine: it has a token."""
+    path.touch(mode=0o600)
+    path.write_text(text)
+
+
 def run(*argv):
     done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode:
@@ -123,8 +129,7 @@ class Node:
         self.share()
         (root / "containerd.toml").write_text(self.containerd(bin_dir))
         (root / "kubelet.yaml").write_text(json.dumps(self.kubelet(ca), indent=1))
-        (root / "kubelet.kubeconfig").touch(mode=0o600)
-        (root / "kubelet.kubeconfig").write_text(kubelet_config)
+        private(root / "kubelet.kubeconfig", kubelet_config)
         (root / "hosts.d/bed.local/hosts.toml").write_text(f'server = "http://{self.registry_address()}"\n')
         network = {
             "cniVersion": "1.0.0",

@@ -164,15 +164,19 @@ async fn pods_run_from_the_store_as_their_policies_say() {
     waits(cluster, "later", "ImagePullBackOff", "add a pull secret");
 
     // An image as a volume.
-    let volume = json!({
-        "restartPolicy": "Never",
-        "containers": [{
-            "name": "main", "image": "bed.local/busybox:1", "imagePullPolicy": "IfNotPresent",
-            "command": ["sh", "-c", "cat /page/www/index.html; ! touch /page/x 2>&1"],
-            "volumeMounts": [{"name": "page", "mountPath": "/page"}],
-        }],
-        "volumes": [{"name": "page", "image": {"reference": "bed.local/server:2", "pullPolicy": "IfNotPresent"}}],
-    });
+    let with_page = |own_root: bool, script: &str| {
+        json!({
+            "hostUsers": !own_root,
+            "restartPolicy": "Never",
+            "containers": [{
+                "name": "main", "image": "bed.local/busybox:1", "imagePullPolicy": "IfNotPresent",
+                "command": ["sh", "-c", script],
+                "volumeMounts": [{"name": "page", "mountPath": "/page"}],
+            }],
+            "volumes": [{"name": "page", "image": {"reference": "bed.local/server:2", "pullPolicy": "IfNotPresent"}}],
+        })
+    };
+    let volume = with_page(false, "cat /page/www/index.html; ! touch /page/x 2>&1");
     apply(pod("volume", "", "", &volume));
     cluster.wait_for("jsonpath={.status.phase}=Succeeded", &["pod", "volume"]);
     let log = cluster.kubectl(&["logs", "volume"]).ok();
@@ -182,16 +186,9 @@ async fn pods_run_from_the_store_as_their_policies_say() {
     );
 
     // Root of its own, which is nobody on the host: all of the image is its own, and so is what it writes.
-    let volume = json!({
-        "hostUsers": false,
-        "restartPolicy": "Never",
-        "containers": [{
-            "name": "main", "image": "bed.local/busybox:1", "imagePullPolicy": "IfNotPresent",
-            "command": ["sh", "-c", "echo new > /bin/new && stat -c %u:%g / /bin /bin/busybox /bin/new /page/www | sort -u && awk '$2 > 0' /proc/self/uid_map && cat /page/www/index.html"],
-            "volumeMounts": [{"name": "page", "mountPath": "/page"}],
-        }],
-        "volumes": [{"name": "page", "image": {"reference": "bed.local/server:2", "pullPolicy": "IfNotPresent"}}],
-    });
+    let script = "echo new > /bin/new && stat -c %u:%g / /bin /bin/busybox /bin/new /page/www | sort -u \
+                  && awk '$2 > 0' /proc/self/uid_map && cat /page/www/index.html";
+    let volume = with_page(true, script);
     for name in ["mapped", "mapped-otherwise"] {
         apply(pod(name, "", "", &volume));
     }

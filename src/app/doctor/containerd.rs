@@ -6,7 +6,7 @@ use super::kubelet::ImageService;
 use super::{Containerd, Facts, Finding, mirror};
 use crate::app::config::overlay;
 use crate::app::machine::version;
-use crate::app::setup::{IMAGES as NEW, OLD_IMAGES as OLD, TRANSFER};
+use crate::app::setup::{IMAGES as NEW, MAPS_OWNERS, OLD_IMAGES as OLD, TRANSFER};
 
 const NAME: &str = "containerd";
 /// The first that can say where a proxy keeps its files.
@@ -143,19 +143,22 @@ fn proxy(facts: &Facts, plugin: &Value) -> Vec<Finding> {
         wrong("exports.root", text(&["exports", "root"]), &root);
     }
     let capabilities = plugin.get("capabilities").and_then(Value::as_array);
-    if capabilities.is_some_and(|list| list.iter().any(|item| item.as_str() == Some("rebase"))) {
+    let has = |name: &str| {
+        let mut list = capabilities.into_iter().flatten();
+        list.any(|item| item.as_str() == Some(name))
+    };
+    if has("rebase") {
         findings.push(Finding::bad(
             NAME,
             "proxy_plugins.larder: with the capability rebase, containerd does not tell what is below a layer",
             "take it out of capabilities, and restart containerd",
         ));
     }
-    if !capabilities.is_some_and(|list| list.iter().any(|item| item.as_str() == Some("remap-ids")))
-    {
+    if !has(MAPS_OWNERS) {
         findings.push(Finding::warn(
             NAME,
-            "proxy_plugins.larder: without the capability remap-ids, containerd copies the image of each pod with a user namespace",
-            "capabilities = [\"remap-ids\"], and restart containerd",
+            format!("proxy_plugins.larder: without the capability {MAPS_OWNERS}, containerd copies the image of each pod with a user namespace"),
+            format!("capabilities = [{MAPS_OWNERS:?}], and restart containerd"),
         ));
     }
     findings

@@ -13,6 +13,8 @@ use super::lines::{Need, header, lines, set};
 use super::sources::{Source, effective, fits, get, imports, sources};
 use super::{CERTS_DIR, Files, Refusal, Snapshots, Wanted, quoted};
 
+/// What containerd calls it that pods with user namespaces need no copy of their image.
+pub(in crate::app) const MAPS_OWNERS: &str = "remap-ids";
 /// Where version 2 of the configuration has images, and where later ones do.
 pub(in crate::app) const OLD_IMAGES: &str = "io.containerd.grpc.v1.cri";
 /// See [`OLD_IMAGES`].
@@ -21,8 +23,6 @@ pub(in crate::app) const IMAGES: &str = "io.containerd.cri.v1.images";
 pub(in crate::app) const TRANSFER: &str = "io.containerd.transfer.v1.local";
 
 const DROP_IN: &str = "larder.toml";
-/// What containerd calls it that pods with user namespaces need no copy of their image.
-const MAPS_OWNERS: &str = "remap-ids";
 pub(super) const BY_HAND: &str = "write larder's lines by hand, see docs/containerd.md";
 
 /// Which tables a version of the configuration has.

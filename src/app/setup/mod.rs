@@ -31,7 +31,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use block::Made;
-pub(in crate::app) use config::{IMAGES, OLD_IMAGES, TRANSFER};
+pub(in crate::app) use config::{IMAGES, MAPS_OWNERS, OLD_IMAGES, TRANSFER};
 pub(in crate::app) use hosts::{Mirrored, mirrored};
 
 /// Default of containerd's `config_path`, for those that have none.

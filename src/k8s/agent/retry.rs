@@ -103,7 +103,7 @@ pub(super) fn spread(nodes: u64) -> Duration {
 /// never sooner than that time after the last write. So however often something changes, all nodes together do not
 /// write more often than their rate. What merely began waits for as long again: mostly it ends by then, and is one
 /// write instead of two.
-pub(super) fn due<I>(news: News, last: Option<I>, now: I, roll: f64) -> I
+fn due<I>(news: News, last: Option<I>, now: I, roll: f64) -> I
 where
     I: Copy + Ord + std::ops::Add<Duration, Output = I>,
 {

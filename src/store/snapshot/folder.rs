@@ -84,17 +84,12 @@ impl Inner {
         owner: Option<(u32, u32)>,
     ) -> Result<(), Error> {
         let make = |path: PathBuf, mode: u32, owner: Option<(u32, u32)>| {
+            let (user, group) = owner.unzip();
             let mut builder = DirBuilder::new();
             match builder.recursive(false).mode(mode).create(&path) {
                 // The process's own mask does not count: a container sees this as its root.
-                Ok(()) => {
-                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).and_then(|()| {
-                        let Some((user, group)) = owner else {
-                            return Ok(());
-                        };
-                        lchown(&path, Some(user), Some(group))
-                    })
-                }
+                Ok(()) => fs::set_permissions(&path, fs::Permissions::from_mode(mode))
+                    .and_then(|()| lchown(&path, user, group)),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
                 Err(error) => Err(error),
             }

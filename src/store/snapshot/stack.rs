@@ -15,10 +15,8 @@ use crate::store::{Error, Inner};
 pub(super) struct Below {
     /// Lower directories, the topmost first.
     lowers: Vec<PathBuf>,
-    /// The topmost, where that is a folder.
-    top: Option<PathBuf>,
-    /// All of it is one folder.
-    folder: bool,
+    /// How many of them are folders of snapshots; the rest are mounts, below those.
+    folders: usize,
     pub(super) fixup: Option<String>,
     /// Of the layers.
     pub(super) trees: Vec<PathBuf>,
@@ -31,7 +29,7 @@ impl Below {
         if let Some(owners) = owners {
             return Ok(Some(owners.root));
         }
-        let Some(folder) = &self.top else {
+        let Some(folder) = self.lowers.first().filter(|_| self.folders > 0) else {
             return Ok(None);
         };
         let meta = fs::symlink_metadata(folder);
@@ -79,13 +77,11 @@ impl Inner {
         } else {
             self.mount_stack(&layers)?
         };
-        let folder = mounted.is_empty() && lowers.len() == 1;
-        let top = lowers.first().cloned();
+        let folders = lowers.len();
         lowers.extend(mounted);
         Ok(Below {
             lowers,
-            top,
-            folder,
+            folders,
             fixup,
             trees,
         })
@@ -113,7 +109,7 @@ impl Inner {
         let Some(top) = below.lowers.first() else {
             return Ok(vec![bind(own, if writable { "rw" } else { "ro" })]);
         };
-        if !writable && below.folder {
+        if !writable && below.folders == 1 && below.lowers.len() == 1 {
             let mut mount = bind(text(top)?, "ro");
             mount.options.extend(mapped());
             return Ok(vec![mount]);
