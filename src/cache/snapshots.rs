@@ -40,6 +40,9 @@ impl Snapshots {
 
     /// What to mount for a snapshot that is not committed.
     pub async fn mounts(&self, key: String) -> Result<Vec<SnapshotMount>, Failure> {
+        if let Some(told) = self.store.told_snapshot_mounts(&key) {
+            return Ok(told);
+        }
         self.block(move |store| store.snapshot_mounts(&key)).await
     }
 

@@ -41,14 +41,18 @@ pub struct ClockRow {
 
 impl Reading {
     pub(super) fn take() -> Self {
-        let now = clock_gettime(ClockId::Monotonic);
-        let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
-        let millis = u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0);
         Reading {
-            monotonic: seconds.saturating_mul(1000).saturating_add(millis),
+            monotonic: monotonic(),
             boot: boot(),
         }
     }
+}
+
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let millis = u64::try_from(now.tv_nsec / 1_000_000).unwrap_or(0);
+    seconds.saturating_mul(1000).saturating_add(millis)
 }
 
 fn boot() -> u64 {
@@ -97,7 +101,7 @@ impl Clock {
 
     /// As it is to be kept.
     pub fn row(&self) -> ClockRow {
-        let monotonic = Reading::take().monotonic;
+        let monotonic = monotonic();
         let passed = monotonic.saturating_sub(self.row.monotonic);
         ClockRow {
             observed: self.row.observed.saturating_add(passed),

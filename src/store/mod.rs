@@ -129,6 +129,9 @@ struct State {
     stacks: mount::Stacks,
     /// The first folder of a snapshot that was never used.
     next_snapshot: u64,
+    /// Folders of snapshots that were removed, until they are, too.
+    leaving: BTreeSet<u64>,
+    told: snapshot::Told,
     /// Contents by their users, as they were last counted.
     units: Option<Arc<sharing::Units>>,
     /// The layer whose turn it is to be scrubbed, and how many of its contents were.
@@ -405,6 +408,9 @@ impl Inner {
             (touched, rows)
         };
         let clock = [Change::Clock(self.clock().row())];
+        let snapshot =
+            |change: &Change| matches!(change, Change::PutSnapshot(..) | Change::DeleteSnapshot(_));
+        let counted = !changes.iter().all(snapshot);
         // Uses first: what the caller says of the same image wins.
         let outcome = self.db.commit(rows.iter().chain(&clock).chain(&changes));
         {
@@ -421,8 +427,11 @@ impl Inner {
                 Err(_) => state.touched.extend(touched),
             }
         }
-        // The database may have grown, and what is counted of the records has changed.
-        self.measure_again([]);
+        if counted {
+            self.measure_again([]);
+        } else {
+            self.measure_database();
+        }
         outcome
     }
 

@@ -30,7 +30,7 @@ use super::layout::{EMPTY, Layout};
 use super::records::{Change, MountRow};
 use super::staging::Staging;
 use super::types::Mount;
-use super::{Error, Inner, Store, idx};
+use super::{Error, Inner, Store, files, idx};
 pub(super) use fetch::Fetcher;
 use stacks::Fixup;
 pub(super) use stacks::Stacks;
@@ -191,6 +191,9 @@ impl Inner {
                 fresh.push(self.layout.mount(layer));
             }
         }
+        if !fresh.is_empty() {
+            self.count_mounts();
+        }
         let mut lowers = Vec::with_capacity(planned.ids.len() + 1);
         if let Some(fixup) = &planned.fixup {
             let at = self.layout.fixup(&fixup.name);
@@ -315,10 +318,18 @@ impl Inner {
                 unmount_folder(&entry.path());
             }
         }
+        self.count_mounts();
     }
 
     pub(super) fn unmount_layer(&self, layer: &DiffId) {
         unmount_folder(&self.layout.mount(layer));
+        self.count_mounts();
+    }
+
+    pub(super) fn count_mounts(&self) {
+        let mounted = files::names(&self.layout.mounts()).unwrap_or_default();
+        let mounted = mounted.iter().filter(|name| *name != EMPTY).count();
+        self.metrics.mounted(mounted);
     }
 
     /// Mounts that a reboot, or somebody, took away.
@@ -384,7 +395,7 @@ fn attach(
 }
 
 /// Whether a folder of the store is the root of a mount.
-fn is_mounted(at: &Path) -> Result<bool, Error> {
+pub(super) fn is_mounted(at: &Path) -> Result<bool, Error> {
     let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
     match statx(CWD, at, flags, StatxFlags::empty()) {
         Ok(stat) => Ok(stat.stx_attributes.contains(StatxAttributes::MOUNT_ROOT)),

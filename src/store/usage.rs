@@ -85,6 +85,16 @@ impl Inner {
         state.usage = usage;
     }
 
+    /// Looks at what may have grown with rows that are not counted.
+    pub(super) fn measure_database(&self) {
+        let mut occupied = self.occupied();
+        let device = device_of(self.layout.root());
+        occupied.look_at(self.layout.database(), device);
+        let mut state = self.state();
+        state.usage.stored_bytes = occupied.sum;
+        self.metrics.usage(&state.usage);
+    }
+
     pub(super) fn measure_segments(&self, mut segments: Vec<u32>) {
         segments.sort_unstable();
         segments.dedup();

@@ -14,15 +14,16 @@ mod chain;
 mod folder;
 mod owners;
 mod stack;
+mod told;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+pub(super) use told::Told;
 
-use super::layout::EMPTY;
 use super::records::{Change, SnapshotRow};
-use super::{Error, Inner, Store, files};
+use super::{Error, Inner, Store};
 
 /// Names the chain that a runtime is about to unpack.
 const REF: &str = "containerd.io/snapshot.ref";
@@ -145,13 +146,22 @@ impl Store {
         self.inner.create_snapshot(SnapshotKind::View, new)
     }
 
+    /// What was last said of a snapshot's mounts, where that is known to be true still. From memory, but for a look at
+    /// each mount point; `None` says nothing: ask [`Store::snapshot_mounts`].
+    pub fn told_snapshot_mounts(&self, key: &str) -> Option<Vec<SnapshotMount>> {
+        let began = Instant::now();
+        let told = self.inner.told(key)?;
+        self.inner.metrics.took("mount_snapshot", began.elapsed());
+        Some(told)
+    }
+
     /// What to mount for a snapshot that was prepared or is viewed; what it stands on is mounted again where it is not.
     /// Blocking.
     pub fn snapshot_mounts(&self, key: &str) -> Result<Vec<SnapshotMount>> {
         let inner = &self.inner;
         let began = Instant::now();
         let _commits = inner.commits();
-        let row = inner.snapshot_row(key)?;
+        let mut row = inner.snapshot_row(key)?;
         if row.kind == SnapshotKind::Committed {
             return Err(SnapshotError::Precondition {
                 name: key.to_owned(),
@@ -164,13 +174,11 @@ impl Store {
         // After a power cut they may be gone; what was in them was a container's.
         inner.make_snapshot_folders(row.id, row.kind, stack.owner(owners.as_ref())?)?;
         if stack.fixup != row.fixup {
-            let row = SnapshotRow {
-                fixup: stack.fixup.clone(),
-                ..row.clone()
-            };
-            inner.apply(vec![Change::PutSnapshot(key.to_owned(), row)])?;
+            row.fixup = stack.fixup.clone();
+            inner.apply(vec![Change::PutSnapshot(key.to_owned(), row.clone())])?;
         }
         let mounts = inner.snapshot_mount_options(row.kind, row.id, &stack, owners.as_ref())?;
+        inner.tell(key, row, stack, &mounts);
         inner.metrics.took("mount_snapshot", began.elapsed());
         Ok(mounts)
     }
@@ -228,8 +236,9 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a snapshot that nothing stands on, and what it wrote. The layer that it showed goes if nobody else needs it.
-    /// Blocking.
+    /// Removes a snapshot that nothing stands on. The layer that it showed goes if nobody else needs it; what was written
+    /// goes with the next [`Store::clean_snapshots`], since a runtime lets nobody prepare a snapshot while it removes
+    /// some, and asks for that afterwards. Blocking.
     pub fn remove_snapshot(&self, key: &str) -> Result<()> {
         let inner = &self.inner;
         let began = Instant::now();
@@ -254,7 +263,9 @@ impl Store {
         };
         match &row.layer {
             Some(layer) => inner.sweep(&[layer.diff_id.clone()].into())?,
-            None => inner.remove_snapshot_folder(row.id),
+            None => {
+                inner.state().leaving.insert(row.id);
+            }
         }
         inner.count_snapshots();
         inner.metrics.took("remove_snapshot", began.elapsed());
@@ -331,6 +342,11 @@ impl Store {
     /// Removes what removals and crashes left. Blocking.
     pub fn clean_snapshots(&self) -> Result<()> {
         let inner = &self.inner;
+        let leaving = inner.state().leaving.clone();
+        for id in leaving {
+            inner.remove_snapshot_folder(id);
+            inner.state().leaving.remove(&id);
+        }
         {
             let _commits = inner.commits();
             inner.remove_orphan_snapshots();
@@ -429,7 +445,7 @@ impl Inner {
         {
             return Err(SnapshotError::Exists(target.clone()));
         }
-        let stack = self.snapshot_stack(parent)?;
+        let mut stack = self.snapshot_stack(parent)?;
         let id = self.new_snapshot_folder(kind, stack.owner(owners.as_ref())?)?;
         let row = SnapshotRow {
             id,
@@ -445,12 +461,15 @@ impl Inner {
         let made = self
             .snapshot_mount_options(kind, id, &stack, owners.as_ref())
             .and_then(|mounts| {
-                self.apply(vec![Change::PutSnapshot(new.key.clone(), row)])?;
+                self.apply(vec![Change::PutSnapshot(new.key.clone(), row.clone())])?;
                 Ok(mounts)
             });
         match &made {
             // Whoever asks for the mounts again later has a container that is about to be made, too: once is enough.
-            Ok(_) => self.fetch(stack.trees),
+            Ok(mounts) => {
+                self.fetch(std::mem::take(&mut stack.trees));
+                self.tell(&new.key, row, stack, mounts);
+            }
             Err(_) => self.remove_snapshot_folder(id),
         }
         self.count_snapshots();
@@ -470,10 +489,6 @@ impl Inner {
             }
         }
         self.metrics.snapshots(&counts);
-        drop(state);
-        let mounted = files::names(&self.layout.mounts()).unwrap_or_default();
-        let mounted = mounted.iter().filter(|name| *name != EMPTY).count();
-        self.metrics.mounted(mounted);
     }
 
     /// Makes folders and rows agree, after the store was opened.
@@ -486,6 +501,7 @@ impl Inner {
         }
         self.remove_orphan_snapshots();
         self.count_snapshots();
+        self.count_mounts();
     }
 }
 

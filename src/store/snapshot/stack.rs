@@ -18,11 +18,18 @@ pub(super) struct Below {
     /// How many of them are folders of snapshots; the rest are mounts, below those.
     folders: usize,
     pub(super) fixup: Option<String>,
+    /// Of the store, base first.
+    pub(super) layers: Vec<DiffId>,
     /// Of the layers.
     pub(super) trees: Vec<PathBuf>,
 }
 
 impl Below {
+    /// Lower directories that are mounts.
+    pub(super) fn mounted(&self) -> &[PathBuf] {
+        self.lowers.get(self.folders..).unwrap_or_default()
+    }
+
     /// Who owns the root of what is written on top: root in the container, or whoever owns the folder below, since a
     /// runtime may have changed the owners of all that is in there. `None` is the process itself.
     pub(super) fn owner(&self, owners: Option<&Owners>) -> Result<Option<(u32, u32)>, Error> {
@@ -83,6 +90,7 @@ impl Inner {
             lowers,
             folders,
             fixup,
+            layers,
             trees,
         })
     }

@@ -141,6 +141,9 @@ fn a_layer_that_is_here_is_a_snapshot_and_stays_until_the_snapshot_goes() {
     assert_eq!(store.usage().layers, 0);
     store.remove_snapshot("z").unwrap();
     assert!(store.snapshots().is_empty());
+    // What was written goes when the runtime asks for it, or at the next start.
+    assert_eq!(bench.folders(), 1);
+    bench.store().clean_snapshots().unwrap();
     assert_eq!(bench.folders(), 0);
 }
 
@@ -328,6 +331,65 @@ fn layers_are_mounted_when_they_are_needed_and_damage_is_named() {
         "{error}"
     );
     assert_eq!(store.snapshots().len(), 3);
+}
+
+#[test]
+fn what_was_said_of_mounts_is_said_again_only_where_it_is_true() {
+    let name = "what_was_said_of_mounts_is_said_again_only_where_it_is_true";
+    let mut bench = Bench::new();
+    let store = bench.store();
+    let lease = store.lease();
+    let a = ingest(store, 1, &lease);
+    let base = a.to_string();
+    let labels = [(REF, base.as_str())];
+    let taken = store.prepare_snapshot(&new("x", "", &labels));
+    assert_eq!(fault(taken), "exists");
+    drop(lease);
+    let parent = format!("larder/{base}");
+    let mounts = match store.prepare_snapshot(&new("s", &parent, &[])) {
+        Ok(mounts) => mounts,
+        Err(SnapshotError::Store(Error::MountUnsupported { cause })) => {
+            return eprintln!("skipped: {name}: {cause}");
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let told = |store: &Store, key: &str| store.told_snapshot_mounts(key);
+    assert_eq!(told(store, "s").as_ref(), Some(&mounts));
+    let view = store.view_snapshot(&new("v", &parent, &[])).unwrap();
+    assert_eq!(told(store, "v").as_ref(), Some(&view));
+    assert_eq!(told(store, &parent), None);
+    assert_eq!(told(store, "absent"), None);
+    // Of each way to be no longer true, the next full answer is the end.
+    let unmount = |store: &Store| {
+        let at = store.inner.layout.mount(&a);
+        rustix::mount::unmount(&at, rustix::mount::UnmountFlags::empty()).unwrap();
+    };
+    unmount(store);
+    assert_eq!(told(store, "s"), None);
+    assert_eq!(store.snapshot_mounts("s").unwrap(), mounts);
+    assert_eq!(told(store, "s").as_ref(), Some(&mounts));
+    store
+        .label_snapshot("s", &BTreeMap::new(), None, 9)
+        .unwrap();
+    assert_eq!(told(store, "s"), None);
+    assert_eq!(store.snapshot_mounts("s").unwrap(), mounts);
+    // A name that is used again.
+    store.remove_snapshot("s").unwrap();
+    assert_eq!(told(store, "s"), None);
+    let other = store.prepare_snapshot(&new("s", &parent, &[])).unwrap();
+    assert_ne!(other, mounts);
+    assert_eq!(told(store, "s").as_ref(), Some(&other));
+    for at in 0..2 * 64 {
+        let key = format!("many-{at}");
+        store.prepare_snapshot(&new(&key, &parent, &[])).unwrap();
+        assert!(told(store, &key).is_some());
+    }
+    assert_eq!(told(store, "s"), None);
+    assert_eq!(store.snapshot_mounts("s").unwrap(), other);
+    store.inner.quarantine(&a, "it rots").unwrap();
+    assert_eq!(told(store, "s"), None);
+    let store = bench.open();
+    assert_eq!(told(store, "v"), None);
 }
 
 #[test]
