@@ -389,7 +389,7 @@ class Cluster:
 
     def environment(self):
         env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy") and not key.startswith("LARDER_")}
-        return env | {"PATH": f'{self.set["bin"]}:{env.get("PATH", "")}', "LARDER_PINNED": bed_node.PAUSE}
+        return env | {"PATH": f'{self.set["bin"]}:{env.get("PATH", "")}'}
 
     def run(self, name, argv):
         if not self.set or name in CONTROL_PLANE + NODE or not name.replace("-", "").isalnum():
