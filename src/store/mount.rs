@@ -210,6 +210,11 @@ impl Inner {
         })
     }
 
+    /// Has the beginnings of trees read for somebody who looks into them at once.
+    pub(super) fn fetch_first(&self, trees: &[PathBuf]) {
+        fetch::begin(trees);
+    }
+
     /// Has trees read for somebody who is about to look into them.
     pub(super) fn fetch(&self, trees: Vec<PathBuf>) {
         let fetcher = self.fetcher.get_or_init(Fetcher::new);

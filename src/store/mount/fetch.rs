@@ -15,6 +15,8 @@ use rustix::fs::{Advice, fadvise};
 const MAX_BYTES: u64 = 32 << 20;
 /// Whoever needs a block meanwhile waits for no more than this to be read first.
 const STEP: u64 = 128 << 10;
+/// Trees whose beginnings are read before anything is looked for in them; the topmost come first.
+const MAX_BEGUN: usize = 16;
 /// What a container's first process needs is read first, and by itself: it begins after a tenth of a second.
 const HEAD_START: Duration = Duration::from_millis(100);
 /// Trees that wait: those of the images of a node that starts. More are not fetched.
@@ -71,6 +73,16 @@ fn run(trees: &Receiver<(Instant, PathBuf)>, ended: &Receiver<()>) {
     }
 }
 
+/// Has the kernel begin to read where trees begin, with the directories that every container looks into first, and waits
+/// for nothing.
+pub(super) fn begin(trees: &[PathBuf]) {
+    for tree in trees.iter().take(MAX_BEGUN) {
+        if let Ok(file) = File::open(tree) {
+            let _ = fadvise(&file, 0, NonZeroU64::new(STEP), Advice::WillNeed);
+        }
+    }
+}
+
 /// What cannot be read costs time, later, and is told to whoever needs it.
 fn read(tree: &Path, ended: &Receiver<()>) {
     let Ok(file) = File::open(tree) else {
@@ -102,6 +114,14 @@ mod tests {
         }
         drop(fetcher);
         assert!(began.elapsed() < HEAD_START * 10);
+    }
+
+    #[test]
+    fn trees_may_be_absent_empty_or_short() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        begin(&[PathBuf::from("/none"), file.path().to_path_buf()]);
+        file.as_file().set_len(1).unwrap();
+        begin(&[file.path().to_path_buf()]);
     }
 
     #[test]

@@ -446,6 +446,7 @@ impl Inner {
             return Err(SnapshotError::Exists(target.clone()));
         }
         let mut stack = self.snapshot_stack(parent)?;
+        self.fetch_first(&stack.trees);
         let id = self.new_snapshot_folder(kind, stack.owner(owners.as_ref())?)?;
         let row = SnapshotRow {
             id,
