@@ -129,8 +129,6 @@ struct State {
     stacks: mount::Stacks,
     /// The first folder of a snapshot that was never used.
     next_snapshot: u64,
-    /// Folders of snapshots that were removed, until they are, too.
-    leaving: BTreeSet<u64>,
     told: snapshot::Told,
     /// Contents by their users, as they were last counted.
     units: Option<Arc<sharing::Units>>,

@@ -130,8 +130,7 @@ impl Inner {
             let state = self.state();
             let rows = state.records.snapshots.values();
             let rows = rows.filter(|row| row.layer.is_none());
-            let leaving = state.leaving.iter().copied();
-            rows.map(|row| row.id).chain(leaving).collect()
+            rows.map(|row| row.id).collect()
         };
         let folder = self.layout.snapshots();
         let names = match files::names(&folder) {

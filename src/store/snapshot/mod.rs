@@ -236,9 +236,10 @@ impl Store {
         Ok(())
     }
 
-    /// Removes a snapshot that nothing stands on. The layer that it showed goes if nobody else needs it; what was written
-    /// goes with the next [`Store::clean_snapshots`], since a runtime lets nobody prepare a snapshot while it removes
-    /// some, and asks for that afterwards. Blocking.
+    /// Removes a snapshot that nothing stands on, and what it wrote. The layer that it showed goes if nobody else needs it.
+    ///
+    /// Not left to [`Store::clean_snapshots`], though containerd prepares no snapshot meanwhile: what is removed in
+    /// containerd while it waits for that one is not collected before something else is removed there. Blocking.
     pub fn remove_snapshot(&self, key: &str) -> Result<()> {
         let inner = &self.inner;
         let began = Instant::now();
@@ -263,9 +264,7 @@ impl Store {
         };
         match &row.layer {
             Some(layer) => inner.sweep(&[layer.diff_id.clone()].into())?,
-            None => {
-                inner.state().leaving.insert(row.id);
-            }
+            None => inner.remove_snapshot_folder(row.id),
         }
         inner.count_snapshots();
         inner.metrics.took("remove_snapshot", began.elapsed());
@@ -342,11 +341,6 @@ impl Store {
     /// Removes what removals and crashes left. Blocking.
     pub fn clean_snapshots(&self) -> Result<()> {
         let inner = &self.inner;
-        let leaving = inner.state().leaving.clone();
-        for id in leaving {
-            inner.remove_snapshot_folder(id);
-            inner.state().leaving.remove(&id);
-        }
         {
             let _commits = inner.commits();
             inner.remove_orphan_snapshots();
